@@ -1,0 +1,25 @@
+"""tfcompress: make convolutional Keras networks small and fast enough for phones, and measure the result.
+
+Names are imported on first use, so that `import tfcompress` loads neither Keras nor TensorFlow.
+"""
+
+import importlib
+
+_MODULE_OF = {
+    "UnsupportedLayerError": "errors",
+}
+
+__all__ = sorted(_MODULE_OF)
+__version__ = "0.1.0"
+
+
+def __getattr__(name):
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'tfcompress' has no attribute {name!r}; there are {', '.join(__all__)}")
+    value = getattr(importlib.import_module(f"tfcompress.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__():
+    return sorted([*globals(), *__all__])
