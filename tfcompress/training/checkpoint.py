@@ -1,0 +1,64 @@
+"""Checkpoints: everything a training needs to go on as if it had never stopped."""
+
+import hashlib
+import json
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is damaged, or was written by another training."""
+
+
+def save_checkpoint(path, arrays, meta):
+    """Writes arrays and a JSON-able dict to `path` in one step: a reader sees the old file or the new one.
+
+    Args:
+        path: target file.
+        arrays: list of numpy arrays.
+        meta: dict of what identifies the training, and its progress.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    header = json.dumps({**meta, "sha256": digest(arrays)})
+    with open(part, "wb") as file:
+        np.savez(file, meta=np.array(header), **{f"array_{i}": array for i, array in enumerate(arrays)})
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def load_checkpoint(path):
+    """Reads what `save_checkpoint` wrote.
+
+    Returns:
+        (arrays, meta), or None when there is no such file.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    path = Path(path)
+    if not path.exists():
+        return None
+    try:
+        with np.load(path) as stored:
+            meta = json.loads(str(stored["meta"]))
+            arrays = [stored[f"array_{i}"] for i in range(len(stored.files) - 1)]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise CheckpointError(f"Checkpoint {path} is damaged ({error}); delete it to start this stage again") from error
+    if digest(arrays) != meta.pop("sha256", None):
+        raise CheckpointError(f"Checkpoint {path} does not match its checksum; delete it to start this stage again")
+    return arrays, meta
+
+
+def digest(arrays):
+    """SHA-256 over dtypes, shapes and bytes of a list of arrays."""
+    sha = hashlib.sha256()
+    for array in arrays:
+        sha.update(f"{array.dtype}{array.shape}".encode())
+        sha.update(np.ascontiguousarray(array).tobytes())
+    return sha.hexdigest()

@@ -1,0 +1,88 @@
+"""The fast path of training on TensorFlow: fused BatchNorm and optional bfloat16 arithmetic, invisible outside."""
+
+import contextlib
+import functools
+
+import keras
+
+
+@contextlib.contextmanager
+def training_clone(model, precision="float32"):
+    """Gives the model to train in place of `model`, and copies the weights back when the block ends.
+
+    For tf_keras models, and for Keras 3 models that have nothing to gain, that is `model` itself. Otherwise it is a
+    clone whose BatchNormalization layers call TensorFlow's fused kernel (Keras 3 composes it of single operations)
+    and whose arithmetic is of the given precision; layers that produce an output stay in float32.
+
+    Args:
+        model: a built Keras 3 or tf_keras model.
+        precision: "float32" or "mixed_bfloat16".
+    """
+    if not isinstance(model, keras.Model):
+        if precision != "float32":
+            raise ValueError(f"tf_keras models train in float32. Received: precision={precision!r}")
+        yield model
+        return
+    fused = keras.backend.backend() == "tensorflow"
+    if precision == "float32" and not (fused and any(_is_fusible(layer) for layer in model._flatten_layers())):
+        yield model
+        return
+    outputs = {tensor._keras_history.operation.name for tensor in model.outputs}
+
+    def fast_layer(layer):
+        if not isinstance(layer, keras.Layer):
+            return layer
+        config = layer.get_config()
+        if precision != "float32" and layer.name not in outputs:
+            config["dtype"] = precision
+        cls = _fused_batch_normalization() if fused and _is_fusible(layer) else type(layer)
+        return cls.from_config(config)
+
+    clone = keras.models.clone_model(model, clone_function=fast_layer, recursive=True)
+    clone.set_weights(model.get_weights())
+    try:
+        yield clone
+    finally:
+        model.set_weights(clone.get_weights())
+
+
+def _is_fusible(layer):
+    return (
+        type(layer) is keras.layers.BatchNormalization
+        and layer.built
+        and layer.input_spec.ndim == 4
+        and layer.axis in (-1, 3)
+        and not layer.renorm
+        and not layer.synchronized
+    )
+
+
+@functools.cache
+def _fused_batch_normalization():
+    import tensorflow as tf
+
+    class FusedBatchNormalization(keras.layers.BatchNormalization):
+        """Computes what `keras.layers.BatchNormalization` computes for NHWC images, in one kernel."""
+
+        def call(self, inputs, training=None, mask=None):
+            training = bool(training and self.trainable)
+            gamma = tf.convert_to_tensor(self.gamma) if self.scale else tf.ones_like(self.moving_mean)
+            beta = tf.convert_to_tensor(self.beta) if self.center else tf.zeros_like(self.moving_mean)
+            outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
+                x=inputs,
+                scale=gamma,
+                offset=beta,
+                mean=[] if training else tf.convert_to_tensor(self.moving_mean),
+                variance=[] if training else tf.convert_to_tensor(self.moving_variance),
+                epsilon=self.epsilon,
+                is_training=training,
+            )
+            if training:
+                count = tf.cast(tf.size(inputs) / tf.shape(inputs)[-1], variance.dtype)
+                # The kernel returns the unbiased variance; Keras 3 accumulates the biased one.
+                variance *= (count - 1) / count
+                self.moving_mean.assign(self.moving_mean * self.momentum + mean * (1 - self.momentum))
+                self.moving_variance.assign(self.moving_variance * self.momentum + variance * (1 - self.momentum))
+            return outputs
+
+    return FusedBatchNormalization

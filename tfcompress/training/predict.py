@@ -1,0 +1,31 @@
+"""Logits and accuracy of a model on arrays of images."""
+
+import numpy as np
+
+
+def predict(model, images, batch_size=500):
+    """Runs a Keras 3 or tf_keras model over images.
+
+    Args:
+        model: a model with one input and one output.
+        images: (N, H, W, C), uint8 pixels or floats in [0, 1].
+        batch_size: examples at a time.
+
+    Returns:
+        float32 array (N, classes).
+    """
+    parts = [
+        np.asarray(model.predict_on_batch(as_float(images[i : i + batch_size])), "float32")
+        for i in range(0, len(images), batch_size)
+    ]
+    return np.concatenate(parts)
+
+
+def accuracy(model, images, labels):
+    """Top-1 accuracy, a fraction in [0, 1], of a model on images (N, H, W, C) with labels (N,)."""
+    return float(np.mean(predict(model, images).argmax(-1) == labels))
+
+
+def as_float(images):
+    """Network input: uint8 pixels become float32 in [0, 1]; floats stay as they are."""
+    return images.astype("float32") / np.float32(255) if images.dtype == np.uint8 else images.astype("float32")
