@@ -1,0 +1,174 @@
+"""Translates Keras 3 models to tf_keras (Keras 2), layer by layer, weights included."""
+
+import inspect
+
+import keras
+import numpy as np
+import tf_keras
+
+from tfcompress.errors import UnsupportedLayerError
+from tfcompress.keras2.activations import ACTIVATIONS
+
+
+def to_tf_keras(model):
+    """Translates a Keras 3 model to tf_keras, the Keras that TF-MOT works on.
+
+    Layer names, weights, dtype policies, regularizers, constraints and `trainable` are kept; initializers are not, the
+    weights are there already. Nested models stay nested and shared layers stay shared. A Sequential model becomes a
+    functional one.
+
+    Args:
+        model: a functional or Sequential `keras.Model`, built. A `tf_keras.Model` is returned as it is.
+
+    Returns:
+        A `tf_keras.Model` that computes the same outputs.
+
+    Raises:
+        ValueError: the model is subclassed, or has not been built.
+        UnsupportedLayerError: a layer has no counterpart in tf_keras.
+
+    Example:
+        >>> to_tf_keras(tfcompress.models.lenet5()).get_layer("conv1").kernel.shape
+        TensorShape([5, 5, 1, 20])
+    """
+    if isinstance(model, tf_keras.Model):
+        return model
+    function = _as_function(model)
+    input_names = {id(op.output): op.name for op in function.operations if isinstance(op, keras.layers.InputLayer)}
+    inputs = [tf_keras.Input(batch_shape=x.shape, dtype=x.dtype, name=input_names[id(x)]) for x in function.inputs]
+    counterparts = {}
+
+    def counterpart(operation):
+        if id(operation) not in counterparts:
+            counterparts[id(operation)] = _translate(operation)
+        return counterparts[id(operation)]
+
+    # The one private call: it walks the graph in order with any callable in the place of each operation.
+    outputs = function._run_through_graph(inputs, counterpart)
+    for operation in function.operations:
+        if getattr(operation, "weights", None) and not isinstance(operation, keras.Model) and not _special(operation):
+            _copy_weights(operation, counterpart(operation))
+    return tf_keras.Model(
+        inputs[0] if len(inputs) == 1 else inputs, outputs, name=model.name, trainable=model.trainable
+    )
+
+
+def _as_function(model):
+    if not isinstance(model, keras.Model):
+        raise ValueError(f"expected a keras.Model. Received: {type(model).__name__}")
+    try:
+        inputs, outputs = model.inputs, model.outputs
+    except (AttributeError, ValueError):
+        inputs = None
+    if not inputs:
+        raise ValueError(
+            f"Model {model.name!r} has no inputs: it is subclassed or has not been built. Use a functional model, or a "
+            "Sequential one that starts with keras.Input or has been called."
+        )
+    return keras.Function(inputs, outputs)
+
+
+def _translate(operation):
+    """The tf_keras layer, or a function of tf_keras tensors, that stands for a Keras 3 operation."""
+    if isinstance(operation, keras.Model):
+        return to_tf_keras(operation)
+    if _special(operation):
+        return _special(operation)(operation)
+    layer_class = getattr(tf_keras.layers, type(operation).__name__, None)
+    if type(operation) is not getattr(keras.layers, type(operation).__name__, None) or layer_class is None:
+        raise UnsupportedLayerError(operation, "has no counterpart in tf_keras; replace it by stock layers")
+    return layer_class(**_translate_config(operation, layer_class))
+
+
+def _translate_config(layer, layer_class):
+    """The arguments of the tf_keras layer; whatever tf_keras does not know must be switched off."""
+    config = {key: value for key, value in layer.get_config().items() if not key.endswith("_initializer")}
+    config["dtype"] = layer.dtype_policy.name
+    for key, value in config.items():
+        if key == "activation":
+            config[key] = _translate_activation(layer)
+        elif key.endswith(("_regularizer", "_constraint")) and value is not None:
+            module = tf_keras.regularizers if key.endswith("_regularizer") else tf_keras.constraints
+            config[key] = module.get({"class_name": value["class_name"], "config": value["config"]})
+    known = {"name", "trainable", "dtype", *inspect.signature(layer_class).parameters}
+    unknown = {key: value for key, value in config.items() if key not in known and value not in (None, False)}
+    unknown.pop("renorm_momentum", None)  # without effect, as `renorm` itself must be off
+    if unknown:
+        raise UnsupportedLayerError(layer, f"tf_keras has no counterpart of {unknown}")
+    return {key: value for key, value in config.items() if key in known}
+
+
+def _translate_activation(layer):
+    name = getattr(layer.activation, "__name__", type(layer.activation).__name__)
+    if getattr(keras.activations, name, None) is not layer.activation or name not in ACTIVATIONS:
+        raise UnsupportedLayerError(layer, f"activation {name!r} has no counterpart in tf_keras")
+    return ACTIVATIONS[name]
+
+
+def _copy_weights(source, target):
+    """Copies the weights by role ("kernel", "moving_mean", ...): their order differs between the two frameworks."""
+    roles = {weight.name: weight for weight in source.weights}
+    kernel = "kernel" if isinstance(source, keras.layers.DepthwiseConv1D | keras.layers.DepthwiseConv2D) else None
+    names = [variable.name.split("/")[-1].split(":")[0] for variable in target.weights]
+    names = [kernel if kernel and name == "depthwise_kernel" else name for name in names]
+    if sorted(names) != sorted(weight.name for weight in source.weights) or len(set(names)) < len(names):
+        raise UnsupportedLayerError(source, f"its weights {sorted(roles)} do not match tf_keras's {sorted(names)}")
+    for name, variable in zip(names, target.weights):
+        variable.assign(np.reshape(roles[name], variable.shape))
+
+
+def _special(operation):
+    """How to translate an operation that is not a layer of the same name and arguments in tf_keras, or None."""
+    return _SPECIAL.get(f"{type(operation).__module__}.{type(operation).__name__}")
+
+
+def _normalization(layer):
+    # Keras 3 keeps given statistics as constants and adapted ones as weights; tf_keras takes both as arguments.
+    mean, variance = (layer.adapt_mean, layer.adapt_variance) if layer.mean is None else (layer.mean, layer.variance)
+    return tf_keras.layers.Normalization(
+        axis=layer.axis, mean=np.ravel(mean), variance=np.ravel(variance), invert=layer.invert, name=layer.name
+    )
+
+
+def _leaky_relu(layer):
+    return tf_keras.layers.LeakyReLU(layer.negative_slope, name=layer.name)
+
+
+def _layer_scale(layer):
+    """ConvNeXt's x * gamma, as the 1x1 depthwise convolution that it is."""
+    kernel = np.reshape(layer.gamma, (1, 1, -1, 1))
+    return tf_keras.layers.DepthwiseConv2D(1, use_bias=False, weights=[kernel], name=layer.name)
+
+
+def _scaled_sum(layer):
+    """InceptionResNetV2's CustomScaleLayer: x + scale * residual."""
+    scaled = tf_keras.layers.Rescaling(layer.scale, name=f"{layer.name}_scaled")
+    added = tf_keras.layers.Add(name=layer.name)
+    return lambda inputs: added([inputs[0], scaled(inputs[1])])
+
+
+def _add(operation):
+    return lambda a, b: _binary(operation, a, b, tf_keras.layers.Add, lambda c: {"scale": 1.0, "offset": c})
+
+
+def _multiply(operation):
+    return lambda a, b: _binary(operation, a, b, tf_keras.layers.Multiply, lambda c: {"scale": c})
+
+
+def _binary(operation, a, b, layer_class, rescaling):
+    """`a + b` or `a * b` written with operators: a merge layer, or a Rescaling where one of them is a number."""
+    constants = [value for value in (a, b) if isinstance(value, int | float)]
+    if not constants:
+        return layer_class(name=operation.name)([a, b])
+    tensor = b if constants[0] is a else a
+    return tf_keras.layers.Rescaling(**rescaling(constants[0]), name=operation.name)(tensor)
+
+
+_SPECIAL = {
+    "keras.src.layers.preprocessing.normalization.Normalization": _normalization,
+    "keras.src.layers.activations.leaky_relu.LeakyReLU": _leaky_relu,
+    "keras.src.applications.convnext.LayerScale": _layer_scale,
+    "keras.src.applications.inception_resnet_v2.CustomScaleLayer": _scaled_sum,
+    "keras.src.ops.numpy.Add": _add,
+    "keras.src.ops.numpy.Multiply": _multiply,
+}
