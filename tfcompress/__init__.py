@@ -6,6 +6,8 @@ Names are imported on first use, so that `import tfcompress` loads neither Keras
 import importlib
 
 _MODULE_OF = {
+    "Profile": "profiling",
+    "profile": "profiling",
     "UnsupportedLayerError": "errors",
 }
 

@@ -1,5 +1,9 @@
 """The networks of the papers, as plain Keras models that map pixels in [0, 1] to logits."""
 
+from tfcompress.models.densenet import densenet
 from tfcompress.models.lenet import lenet5
+from tfcompress.models.mobilenet import mobilenet
+from tfcompress.models.resnet import resnet
+from tfcompress.models.vgg import vgg16
 
-__all__ = ["lenet5"]
+__all__ = ["densenet", "lenet5", "mobilenet", "resnet", "vgg16"]

@@ -1,0 +1,104 @@
+"""One walk over the calls of a Keras model, nested models included: profiling, surgery and recalibration share it."""
+
+from dataclasses import dataclass
+
+import keras
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a layer or of a raw `keras.ops` operation.
+
+    Attributes:
+        name: path of the layer, "outer/inner" inside nested models.
+        operation: the `keras.Layer` or `keras.Operation`.
+        args, kwargs: the arguments of the call, with tensors replaced by the walk's values.
+        inputs, outputs: a `KerasTensor` (shape and dtype) for each tensor that goes in and comes out.
+    """
+
+    name: str
+    operation: object
+    args: tuple
+    kwargs: dict
+    inputs: tuple
+    outputs: tuple
+
+
+def walk(model, values, visit):
+    """Visits the calls of a model in topological order.
+
+    Args:
+        model: a Sequential or functional Keras model that is built.
+        values: one value of any type for each input of the model.
+        visit: function of a `Call`, returns the list of values of its outputs.
+
+    Returns:
+        The list of values of the model's outputs.
+
+    Raises:
+        ValueError: if the model is subclassed or not built.
+    """
+    return _walk(model, list(model_inputs(model)), values, visit, "", {})[1]
+
+
+def model_inputs(model):
+    """The model's input tensors, or a `ValueError` that says why it has none."""
+    if not isinstance(model, keras.Sequential) and not _is_functional(model):
+        raise ValueError(
+            f"The model must be a Sequential or functional Keras model, whose layers are known. Received: "
+            f"{type(model).__name__} {getattr(model, 'name', '')!r}, a subclassed model."
+        )
+    if not getattr(model, "inputs", None):
+        raise ValueError(f"The model {model.name!r} is not built: give it an Input layer or call `build`.")
+    return model.inputs
+
+
+def is_nested_model(operation):
+    """Whether the walk goes into this operation instead of visiting it."""
+    return isinstance(operation, keras.Sequential) or _is_functional(operation)
+
+
+def _walk(model, tensors, values, visit, prefix, names):
+    """Walks one (nested) model. `tensors` are the specifications of its inputs in this call."""
+    if isinstance(model, keras.Sequential):
+        model = keras.Model(model.inputs, model.outputs)
+    specs = {id(x): tensor for x, tensor in zip(model.inputs, tensors)}
+    value_of = {id(x): value for x, value in zip(model.inputs, values)}
+    for node in _nodes(model):
+        operation = node.operation
+        name = names.setdefault(id(operation), prefix + operation.name)
+        args, kwargs = node.arguments.fill_in(value_of)
+        inputs = [specs[id(x)] for x in node.input_tensors]
+        if is_nested_model(operation):
+            inner_values = [value_of[id(x)] for x in node.input_tensors]
+            outputs, results = _walk(operation, inputs, inner_values, visit, f"{name}/", names)
+        else:
+            outputs = _output_specs(node, specs, inputs)
+            results = visit(Call(name, operation, args, kwargs, tuple(inputs), tuple(outputs)))
+        for x, spec, result in zip(node.outputs, outputs, results):
+            specs[id(x)], value_of[id(x)] = spec, result
+    return [specs[id(x)] for x in model.outputs], [value_of[id(x)] for x in model.outputs]
+
+
+def _nodes(model):
+    """The calls in topological order. Keras has no public list of them: this is the package's one private access."""
+    for depth in sorted(model._nodes_by_depth, reverse=True):
+        for node in model._nodes_by_depth[depth]:
+            if not node.is_input:
+                yield node
+
+
+def _output_specs(node, specs, inputs):
+    """The output tensors; inside a nested model of open size called on a known size, with that size."""
+    if all(_is_known(x) for x in node.outputs) or not all(_is_known(x) for x in inputs):
+        return node.outputs
+    args, kwargs = node.arguments.fill_in(specs)
+    return keras.tree.flatten(node.operation.compute_output_spec(*args, **kwargs))
+
+
+def _is_known(tensor):
+    return None not in tensor.shape[1:]
+
+
+def _is_functional(model):
+    return isinstance(model, keras.Model) and hasattr(model, "_nodes_by_depth")
