@@ -6,6 +6,9 @@ Names are imported on first use, so that `import tfcompress` loads neither Keras
 import importlib
 
 _MODULE_OF = {
+    "quantization_aware_training": "quantization",
+    "sparsify": "sparsity",
+    "sparsity_of": "sparsity",
     "Profile": "profiling",
     "profile": "profiling",
     "UnsupportedLayerError": "errors",

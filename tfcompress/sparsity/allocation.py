@@ -1,0 +1,107 @@
+"""Which kernels can be sparse, and how a total sparsity is shared out among them."""
+
+import numpy as np
+
+_PRUNABLE = frozenset(
+    {"Conv1D", "Conv2D", "Conv2DTranspose", "Dense", "DepthwiseConv1D", "DepthwiseConv2D", "SeparableConv2D"}
+)
+
+
+def sparsity_of(model):
+    """The fraction of exact zeros among all prunable kernels of a model.
+
+    Args:
+        model: a Keras 3 or tf_keras model, also one wrapped for pruning or quantization-aware training (the masks of a
+            model in training are not applied: `strip` it first).
+
+    Returns:
+        A float in [0, 1].
+    """
+    values = [np.ravel(kernel) for kernels in prunable_kernels(model).values() for kernel in kernels]
+    return 1.0 - sum(map(np.count_nonzero, values)) / max(sum(map(np.size, values)), 1)
+
+
+def prunable_kernels(model):
+    """The kernels of all trainable convolutions (depthwise ones included) and dense layers.
+
+    Args:
+        model: a Keras 3 or tf_keras model.
+
+    Returns:
+        {layer name: list of variables}; a layer of a nested model is named "outer/inner".
+    """
+    found = {}
+    for layer in model.layers:
+        if hasattr(layer, "layers"):
+            inner = prunable_kernels(layer)
+            found.update({f"{layer.name}/{name}": kernels for name, kernels in inner.items()})
+            continue
+        layer = _unwrapped(layer)
+        if type(layer).__name__ in _PRUNABLE and layer.trainable:
+            # By the variables' names: quantization wrappers put a tensor in the place of the attribute.
+            found[layer.name] = [v for v in layer.weights if v.name.split("/")[-1].split(":")[0].endswith("kernel")]
+    return found
+
+
+def _unwrapped(layer):
+    return layer.layer if type(layer).__name__ in ("PruneLowMagnitude", "QuantizeWrapperV2") else layer
+
+
+def allocate(model, sparsity, allocation="lamp"):
+    """Shares out a total sparsity among the layers.
+
+    "uniform" gives every layer the same. "lamp" ranks all weights by the score of Lee et al. 2021 ("Layer-adaptive
+    sparsity for the magnitude-based pruning", eq. 2), w_u^2 / sum of w_v^2 over the weights v of the same layer with
+    |w_v| >= |w_u|, and takes the lowest; every layer keeps at least its largest weight.
+
+    Args:
+        model: a Keras 3 or tf_keras model.
+        sparsity: the fraction of all prunable weights to be zero, in [0, 1).
+        allocation: "lamp", "uniform", or {layer name: sparsity}; the layers that a dict does not name share what is
+            missing to the total by LAMP.
+
+    Returns:
+        {layer name: sparsity in [0, 1)} for all prunable layers.
+
+    Raises:
+        ValueError: a sparsity outside [0, 1), an unknown layer or allocation, or a total that cannot be reached.
+    """
+    check_sparsity(sparsity)
+    weights = {name: np.concatenate([np.ravel(k) for k in ks]) for name, ks in prunable_kernels(model).items()}
+    fixed = allocation if isinstance(allocation, dict) else {}
+    for name, value in fixed.items():
+        check_sparsity(value, f"allocation[{name!r}]")
+        if name not in weights:
+            raise ValueError(f"allocation names {name!r}; the prunable layers are {', '.join(weights)}")
+    rest = {name: w for name, w in weights.items() if name not in fixed}
+    zeros = sparsity * sum(map(np.size, weights.values())) - sum(fixed[name] * weights[name].size for name in fixed)
+    open_share = zeros / max(sum(map(np.size, rest.values())), 1)
+    if not -1e-3 <= open_share < 1 or (not rest and abs(zeros) >= 1):
+        raise ValueError(f"a total sparsity of {sparsity} cannot be reached with {allocation}")
+    if allocation == "uniform":
+        return dict.fromkeys(rest, sparsity)
+    if allocation != "lamp" and not fixed:
+        raise ValueError(f"allocation must be 'lamp', 'uniform' or a dict of sparsities. Received: {allocation!r}")
+    return {**fixed, **_lamp(rest, max(open_share, 0.0))}
+
+
+def check_sparsity(value, name="sparsity"):
+    if not 0 <= value < 1:
+        raise ValueError(f"{name} must be in [0, 1). Received: {value}")
+
+
+def _lamp(weights, sparsity):
+    if not weights:
+        return {}
+    scores = np.concatenate([_lamp_scores(w) for w in weights.values()])
+    removed = np.zeros(scores.size, bool)
+    removed[np.argsort(scores, kind="stable")[: round(sparsity * scores.size)]] = True
+    ends = np.cumsum([w.size for w in weights.values()])
+    parts = dict(zip(weights, np.split(removed, ends[:-1])))
+    return {name: min(float(part.mean()), 1 - 1 / part.size) for name, part in parts.items()}
+
+
+def _lamp_scores(weights):
+    squares = np.sort(np.square(weights, dtype="float64"))
+    at_least_as_large = np.cumsum(squares[::-1])[::-1]
+    return squares / np.maximum(at_least_as_large, np.finfo("float64").tiny)
