@@ -1,0 +1,128 @@
+"""Accuracy of a .tflite file, by LiteRT."""
+
+import pathlib
+
+import numpy as np
+
+BATCH = 100
+THREADS = 2
+
+
+def evaluate_tflite(path, x, y):
+    """Top-1 accuracy of a .tflite classifier over all of x.
+
+    Args:
+        path: the file.
+        x: inputs (N, *input shape): float as the Keras model takes them, or uint8 pixels, which are divided by 255.
+        y: integer labels (N,) or (N, 1).
+
+    Returns:
+        Fraction of correct predictions in [0, 1].
+
+    Raises:
+        ValueError: x and y do not fit each other or the file, or the file is not a .tflite file.
+        OSError: the file cannot be read.
+    """
+    labels = np.asarray(y).reshape(-1)
+    if len(labels) != len(x) or len(labels) == 0:
+        raise ValueError(
+            f"x and y must have the same length, at least 1. Received: {len(x)} inputs, {len(labels)} labels"
+        )
+    return float(np.mean(predict_tflite(path, x).argmax(axis=-1) == labels))
+
+
+def predict_tflite(path, x):
+    """Outputs of a .tflite file as float, quantized inputs and outputs converted here.
+
+    Args:
+        path: the file.
+        x: inputs (N, *input shape): float as the Keras model takes them, or uint8 pixels, which are divided by 255.
+
+    Returns:
+        float32 array (N, *output shape).
+
+    Raises:
+        ValueError: x does not fit the file, or the file is not a .tflite file.
+        OSError: the file cannot be read.
+    """
+    interpreter = open_interpreter(path, threads=THREADS)
+    source, target = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+    x = _checked_inputs(x, source)
+    outputs = []
+    batch = _resize(interpreter, source["index"], target["index"], min(BATCH, len(x)))
+    for start in range(0, len(x), batch):
+        chunk = x[start : start + batch]
+        if len(chunk) < batch:
+            # The last chunk is filled up, not run at its own size: resizing costs more than a few images.
+            chunk = np.concatenate([chunk, np.repeat(chunk[:1], batch - len(chunk), axis=0)])
+        interpreter.set_tensor(source["index"], quantize(chunk, source))
+        interpreter.invoke()
+        outputs.append(dequantize(interpreter.get_tensor(target["index"]), target))
+    return np.concatenate(outputs)[: len(x)]
+
+
+def open_interpreter(path, threads=1, **options):
+    """An `Interpreter` of a file with its tensors allocated.
+
+    Args:
+        path: the file.
+        threads: number of threads.
+        **options: passed to `ai_edge_litert.interpreter.Interpreter`.
+
+    Raises:
+        ValueError: the file is corrupt.
+        OSError: the file cannot be read.
+    """
+    from ai_edge_litert.interpreter import Interpreter
+
+    data = pathlib.Path(path).read_bytes()
+    try:
+        interpreter = Interpreter(model_content=data, num_threads=threads, **options)
+        interpreter.allocate_tensors()
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"{path} is not a valid .tflite file ({len(data):,} bytes): {error}") from error
+    return interpreter
+
+
+def quantize(x, details):
+    """Float inputs in a tensor's own type."""
+    scale, zero_point = details["quantization"]
+    if scale == 0:
+        return np.asarray(x, details["dtype"])
+    limits = np.iinfo(details["dtype"])
+    return np.clip(np.round(x / np.float32(scale)) + zero_point, limits.min, limits.max).astype(details["dtype"])
+
+
+def dequantize(values, details):
+    """A tensor's values as float32."""
+    scale, zero_point = details["quantization"]
+    values = values.astype(np.float32)
+    return values if scale == 0 else (values - np.float32(zero_point)) * np.float32(scale)
+
+
+def to_float(x):
+    """uint8 pixels / 255, anything else as float32."""
+    x = np.asarray(x)
+    return x.astype(np.float32) / np.float32(255) if x.dtype == np.uint8 else x.astype(np.float32)
+
+
+def _checked_inputs(x, source):
+    x = to_float(x)
+    if len(x) == 0 or x.shape[1:] != tuple(source["shape"][1:]):
+        shape = ", ".join(map(str, source["shape"][1:]))
+        raise ValueError(f"x must have shape (N, {shape}) with N >= 1. Received: {x.shape}")
+    return x
+
+
+def _resize(interpreter, source, target, batch):
+    """Sets the batch size, or 1 for a file whose graph is fixed to it. Returns the size set."""
+    shape = interpreter.get_input_details()[0]["shape"][1:]
+    for size in (batch, 1):
+        interpreter.resize_tensor_input(source, [size, *shape])
+        try:
+            interpreter.allocate_tensors()
+        except RuntimeError:
+            continue
+        if interpreter.get_output_details()[0]["shape"][0] == size:
+            return size
+    raise ValueError("The file has no batch axis: input and output must both start with it.")

@@ -1,0 +1,307 @@
+"""From a Keras model to a .tflite file."""
+
+import contextlib
+import dataclasses
+import gzip
+import os
+import pathlib
+import re
+import warnings
+
+import numpy as np
+
+from tfcompress.errors import UnsupportedLayerError
+from tfcompress.tflite import flatbuffer
+
+PRECISIONS = ("float32", "float16", "dynamic", "int8", "int16x8")
+CALIBRATED = ("int8", "int16x8")
+
+
+@dataclasses.dataclass(frozen=True)
+class TFLiteFile:
+    """A written .tflite file.
+
+    Attributes:
+        path: where it is.
+        bytes: its size.
+        gzip_bytes: its size after `gzip -9` without a time stamp: what an app's download grows by.
+        precision: one of float32, float16, dynamic, int8, int16x8.
+    """
+
+    path: pathlib.Path
+    bytes: int
+    gzip_bytes: int
+    precision: str
+
+
+def export_tflite(model, path, precision="int8", calibration=None, *, softmax=False):
+    """Writes a model as a .tflite file of batch 1 that any LiteRT runtime executes.
+
+    A model trained with quantization awareness (QAT, by TF-MOT) brings its ranges along and needs no calibration. Every
+    other model is quantized after training with the ranges seen on `calibration`. If all calibration values lie in
+    [0, 1], an exact 0 and an exact 1 are added, so that an int8 input has scale 1/255 and zero point -128: an app feeds
+    pixels minus 128.
+
+    Args:
+        model: functional or sequential Keras 3 or tf_keras model with one input of fixed shape and one output.
+        path: file to write; replaced at the end in one step, or left as it was.
+        precision: `float32`; `float16` (weights); `dynamic` (int8 weights, float activations); `int8` (all of it, input
+            and output included); `int16x8` (int16 activations, int8 weights, float input and output).
+        calibration: float array (N, *input shape) of representative inputs, for `int8` and `int16x8`. For a QAT model
+            it only tells the input's range, and [0, 1] is taken without it.
+        softmax: whether to append a softmax; otherwise the file returns what the model returns.
+
+    Returns:
+        A `TFLiteFile`.
+
+    Raises:
+        ValueError: a model that cannot be exported, a wrong precision, or a calibration set that is missing, empty, of
+            another shape or not finite; an int8 file whose input range is not the calibration's.
+        OSError: the file cannot be written. Found before the conversion.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}. Received: precision={precision!r}")
+    _check_model(model)
+    quantization_aware = _is_quantization_aware(model)
+    if quantization_aware and precision not in ("float32", "int8"):
+        raise ValueError(f"A QAT model is exported as int8 (or float32, to debug). Received: precision={precision!r}")
+    if precision in CALIBRATED:
+        calibration = _checked_calibration(calibration, model, optional=quantization_aware)
+    path = pathlib.Path(path)
+    with _replacing(path) as file:
+        data = _convert(model, precision, None if quantization_aware else calibration, softmax)
+        data = flatbuffer.strip(data, _LayerNames(model), "softmax" if softmax else _output_name(model))
+        if precision == "int8":
+            _check_int8(data, (0.0, 1.0) if calibration is None else (calibration.min(), calibration.max()))
+        file.write(data)
+    return TFLiteFile(path, len(data), len(gzip.compress(data, 9, mtime=0)), precision)
+
+
+def _check_model(model):
+    bases = {base.__name__ for base in type(model).__mro__}
+    if not bases & {"Functional", "Sequential"}:
+        raise ValueError(
+            f"Only functional and sequential models can be exported. Received: {model!r}. Build a subclassed model's "
+            "layers with keras.Model(inputs, outputs)."
+        )
+    if not model.built or not getattr(model, "inputs", None):
+        raise ValueError(f"Model {model.name!r} is not built: its input shape is unknown. Add a keras.Input first.")
+    if len(model.inputs) != 1 or len(model.outputs) != 1:
+        raise ValueError(
+            f"A model with one input and one output is expected. Received: {model.name!r} with {len(model.inputs)} "
+            f"inputs and {len(model.outputs)} outputs."
+        )
+    if None in _input_shape(model):
+        raise ValueError(f"Every dimension of the input must be fixed. Received: input shape {_input_shape(model)}")
+    for layer in model.layers:
+        if getattr(layer, "compute_dtype", "float32") != "float32":
+            raise UnsupportedLayerError(
+                layer, f"computes in {layer.compute_dtype}; convert the model to float32 first."
+            )
+    if not _is_tf_keras(model):
+        import keras
+
+        if keras.backend.backend() != "tensorflow":
+            raise ValueError(
+                f"The converter reads TensorFlow graphs and Keras runs on {keras.backend.backend()}. Save the model "
+                "(model.save) and export it in a process with KERAS_BACKEND=tensorflow."
+            )
+
+
+def _input_shape(model):
+    return tuple(model.inputs[0].shape[1:])
+
+
+def _is_tf_keras(model):
+    return any(base.__module__.startswith("tf_keras.") for base in type(model).__mro__)
+
+
+def _is_quantization_aware(model):
+    return any(type(layer).__name__.startswith("Quantize") for layer in model.layers)
+
+
+def _checked_calibration(calibration, model, optional):
+    """The calibration set as float32, with an exact 0 and 1 in it where all of it lies in [0, 1]; or None."""
+    if calibration is None:
+        if optional:
+            return None
+        raise ValueError("int8 and int16x8 need calibration: a few hundred inputs, float array (N, *input shape).")
+    calibration = np.asarray(calibration)
+    shape = _input_shape(model)
+    if calibration.ndim == 0 or len(calibration) == 0:
+        raise ValueError(f"The calibration set is empty. Received: an array of shape {calibration.shape}")
+    if calibration.shape[1:] != shape:
+        raise ValueError(
+            f"calibration must have shape (N, {', '.join(map(str, shape))}). Received: {calibration.shape}"
+        )
+    if not np.issubdtype(calibration.dtype, np.floating):
+        raise ValueError(f"calibration must be float, pixels / 255. Received: dtype {calibration.dtype}")
+    if not np.isfinite(calibration).all():
+        raise ValueError("calibration must be finite. Received: an array with NaN or infinity")
+    calibration = calibration.astype(np.float32)
+    if calibration.min() < 0 or calibration.max() > 1:
+        return calibration
+    # One pixel is enough for the input's range; an all-1 image would widen the range of every later tensor.
+    extremes = np.stack([calibration[0], calibration[0]])
+    extremes[0].flat[0], extremes[1].flat[0] = 0, 1
+    return np.concatenate([calibration, extremes])
+
+
+@contextlib.contextmanager
+def _replacing(path):
+    """Opens a temporary file beside `path` that takes its place if the block succeeds and vanishes if not."""
+    if path.is_dir():
+        raise IsADirectoryError(f"Cannot write {path}: it is a directory.")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        file = open(temporary, "wb")  # noqa: SIM115 - an error here needs other words than one below
+    except OSError as error:
+        raise type(error)(f"Cannot write {path}: {error.strerror}.") from error
+    try:
+        with file:
+            yield file
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _convert(model, precision, calibration, softmax):
+    import tensorflow as tf
+    from absl import logging
+
+    shape = (1, *_input_shape(model))
+    name = model.inputs[0].name.split(":")[0]
+
+    # A fixed batch spares the file the operations that compute shapes, which phone accelerators refuse.
+    @tf.function(input_signature=[tf.TensorSpec(shape, tf.float32, name=name)])
+    def forward(x):
+        outputs = model(x, training=False)
+        return tf.nn.softmax(outputs) if softmax else outputs
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Statistics for quantized inputs")
+            # With trackable_obj, as its deprecation asks, weights stay variables and calibration fails (READ_VARIABLE).
+            converter = tf.lite.TFLiteConverter.from_concrete_functions([forward.get_concrete_function()])
+            _configure(converter, precision, calibration)
+            return converter.convert()
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _configure(converter, precision, calibration):
+    import tensorflow as tf
+
+    if precision == "float32":
+        return
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    if precision == "float16":
+        converter.target_spec.supported_types = [tf.float16]
+    if precision == "int8":
+        converter.inference_input_type = converter.inference_output_type = tf.int8
+    if precision in CALIBRATED and calibration is not None:
+        converter.representative_dataset = lambda: ([image[None]] for image in calibration)
+        sets = tf.lite.OpsSet
+        converter.target_spec.supported_ops = [
+            sets.TFLITE_BUILTINS_INT8
+            if precision == "int8"
+            else sets.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8
+        ]
+
+
+class _LayerNames:
+    """From the converter's tensor names to layer names.
+
+    A fused tensor's name lists its operations, `model/relu/Relu;model/conv/Conv2D`, mostly the last one first, and may
+    add strangers that share a constant. It is the output of the layer found by starting at the first and going on to
+    the only consumer while that is listed too or is a BatchNormalization, which is folded without a trace in the name.
+    """
+
+    def __init__(self, model):
+        self._layers = {layer.name: layer for layer in model.layers}
+        self._exact_first = _is_tf_keras(model)
+        self._consumer = _only_consumers(model)
+
+    def __call__(self, tensor_name):
+        found = [name for name in map(self._layer, tensor_name.split(";")) if name is not None]
+        if not found:
+            return None
+        name = found[0]
+        while (following := self._consumer.get(name)) and (following in found or self._is_batch_norm(following)):
+            name = following
+        return plain_name(name)
+
+    def _layer(self, operation):
+        for scope in operation.split("/")[:2]:
+            # Keras 3 opens each layer's scope twice, so that `conv` always becomes `conv_1`; tf_keras does not.
+            candidates = (re.sub(r"_\d+$", "", scope), scope)
+            for name in reversed(candidates) if self._exact_first else candidates:
+                if name in self._layers:
+                    return name
+        return None
+
+    def _is_batch_norm(self, name):
+        layer = self._layers[name]
+        return type(getattr(layer, "layer", layer)).__name__ == "BatchNormalization"
+
+
+def plain_name(layer_name):
+    """The name a layer had before quantization-aware training wrapped it."""
+    return layer_name.removeprefix("quant_")
+
+
+def _only_consumers(model):
+    """{layer name: name of the one layer that reads its output}."""
+    readers = {}
+    for layer in model.layers:
+        for tensor in _tensors(layer, "input"):
+            readers.setdefault(id(tensor), []).append(layer.name)
+    consumers = {}
+    for layer in model.layers:
+        names = [
+            name for tensor in _tensors(layer, "output") for name in readers.get(id(tensor), ()) if name != layer.name
+        ]
+        if len(names) == 1:
+            consumers[layer.name] = names[0]
+    return consumers
+
+
+def _tensors(layer, side):
+    """Symbolic inputs or outputs of a layer; none for a layer that is used more than once."""
+    try:
+        value = getattr(layer, side)
+    except (AttributeError, ValueError):
+        return []
+    return value if isinstance(value, list | tuple) else [value]
+
+
+def _output_name(model):
+    for layer in model.layers:
+        if any(tensor is model.outputs[0] for tensor in _tensors(layer, "output")):
+            return plain_name(layer.name)
+    return "output"
+
+
+def _check_int8(data, input_range):
+    """Asserts that no activation stayed float and that the input quantizes as an app expects."""
+    model = flatbuffer.read(data)
+    graph = model.subgraphs[0]
+    kinds = flatbuffer.schema.TensorType
+    for operator in graph.operators:
+        for index in operator.outputs:
+            if graph.tensors[index].type in (kinds.FLOAT32, kinds.FLOAT16):
+                name = graph.tensors[index].name
+                raise ValueError(f"Tensor {index} ({name}) stayed float in an int8 file: nothing gives its range.")
+    quantization = graph.tensors[graph.inputs[0]].quantization
+    scale, zero_point = float(quantization.scale[0]), int(quantization.zeroPoint[0])
+    low, high = min(0.0, float(input_range[0])), max(0.0, float(input_range[1]))
+    expected_scale = (high - low) / 255
+    expected_zero_point = round(-128 - low / expected_scale)
+    if not np.isclose(scale, expected_scale, rtol=1e-4) or zero_point != expected_zero_point:
+        raise ValueError(
+            f"The int8 input has scale {scale:.8g} and zero point {zero_point}; inputs in [{low:g}, {high:g}] need "
+            f"{expected_scale:.8g} and {expected_zero_point}. A QAT model takes its range from the first batches: they "
+            "must contain that minimum and maximum exactly, or give calibration with the range it was trained on."
+        )
