@@ -183,7 +183,9 @@ def _seed_dropout(model, seed):
 
 def _check_data(model, images, labels):
     if len(images) != len(labels) or len(images) == 0:
-        raise ValueError(f"images and labels must be equally many, at least one. Received: {len(images)}, {len(labels)}")
+        raise ValueError(
+            f"images and labels must be equally many, at least one. Received: {len(images)}, {len(labels)}"
+        )
     if tuple(images.shape[1:]) != tuple(model.input_shape[1:]):
         raise ValueError(f"the model takes images of shape {model.input_shape[1:]}. Received: {images.shape[1:]}")
     if images.dtype != np.uint8 and not np.isfinite(images).all():
@@ -198,9 +200,9 @@ def _check_data(model, images, labels):
 
 
 def _framework(model):
-    if type(model).__module__.startswith("keras.") or "keras.src" in str(type(model).__mro__):
-        import keras
+    import keras
 
+    if isinstance(model, keras.Model):
         return keras
     import tf_keras
 

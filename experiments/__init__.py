@@ -1,0 +1,1 @@
+"""Reproductions of published results with tfcompress: one module per paper, `python -m experiments.<name> --help`."""

@@ -1,0 +1,135 @@
+"""What every experiment shares: flags from a dataclass, a run directory per configuration, timed stages, the record."""
+
+import csv
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+from absl import app, flags
+
+FLAGS = flags.FLAGS
+
+
+def main(name, profiles, run):
+    """Defines the flags of an experiment from its configuration, and runs it.
+
+    Args:
+        name: module name of the experiment, as in `python -m experiments.<name>`.
+        profiles: {profile name: configuration}, frozen dataclasses of one type whose fields carry
+            `metadata={"help": ...}`; each field becomes a flag that overrides the profile's value.
+        run: function of a `Run`.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    config_type = type(next(iter(profiles.values())))
+    flags.DEFINE_enum(
+        "profile", "quick", list(profiles), "smoke: seconds; quick: minutes; full: the published comparison"
+    )
+    flags.DEFINE_integer("seed", 0, "seed of the initial weights, the shuffling and the augmentation")
+    flags.DEFINE_string("workdir", "runs", "where checkpoints go; the same command resumes from there")
+    flags.DEFINE_string("results", "results", "where the record, the .tflite files and the curves go")
+    for field in dataclasses.fields(config_type):
+        _define(field)
+
+    def start(argv):
+        if len(argv) > 1:
+            raise app.UsageError(f"unexpected argument {argv[1]!r}; flags are written --name=value")
+        given = {f.name: FLAGS[f.name].value for f in dataclasses.fields(config_type) if FLAGS[f.name].present}
+        overrides = {
+            key: tuple(map(float, value)) if isinstance(value, list) else value for key, value in given.items()
+        }
+        config = dataclasses.replace(profiles[FLAGS.profile], **overrides)
+        command = f"python -m experiments.{name} --profile={FLAGS.profile} --seed={FLAGS.seed}"
+        command += "".join(f" --{key}={FLAGS[key].serialize().split('=', 1)[-1]}" for key in given)
+        run(Run(name, FLAGS.profile, FLAGS.seed, config, command, Path(FLAGS.workdir), Path(FLAGS.results)))
+
+    try:
+        app.run(start)
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command goes on where it stopped")
+
+
+def _define(field):
+    define = {int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string, tuple: flags.DEFINE_list}
+    define[field.type](field.name, None, field.metadata["help"])
+
+
+@dataclasses.dataclass
+class Run:
+    """One run of an experiment.
+
+    Attributes:
+        experiment: its name, under which records are kept.
+        profile: smoke, quick or full.
+        seed: of everything random.
+        config: the experiment's dataclass.
+        command: the command line that repeats the run.
+        workdir: folder of all runs.
+        results: folder of all results.
+        seconds: {stage: wall-clock seconds}, kept over interruptions.
+    """
+
+    experiment: str
+    profile: str
+    seed: int
+    config: object
+    command: str
+    workdir: Path
+    results: Path
+    seconds: dict = dataclasses.field(default_factory=dict)
+
+    @property
+    def directory(self):
+        """The run directory: named by experiment, profile, seed and a hash of the configuration."""
+        text = json.dumps(dataclasses.asdict(self.config), sort_keys=True)
+        fingerprint = hashlib.sha256(text.encode()).hexdigest()[:8]
+        return self.workdir / f"{self.experiment}-{self.profile}-seed{self.seed}-{fingerprint}"
+
+    @property
+    def result_directory(self):
+        """Where the committed results of this run go."""
+        return self.results / self.experiment / f"{self.profile}-seed{self.seed}"
+
+    @contextmanager
+    def stage(self, name):
+        """Announces a stage, gives it its directory and notes its wall-clock time in `seconds`.
+
+        A stage that was interrupted counts the epochs it had finished before; a finished one keeps its first time.
+        """
+        directory = self.directory / name
+        directory.mkdir(parents=True, exist_ok=True)
+        clock = directory / "seconds.json"
+        print(f"\n== {name}", flush=True)
+        epochs_before = sum(_history_seconds(path) for path in directory.rglob("history.csv"))
+        start = time.perf_counter()
+        yield directory
+        if clock.exists():
+            self.seconds[name] = json.loads(clock.read_text())
+        else:
+            self.seconds[name] = round(epochs_before + time.perf_counter() - start, 1)
+            _write(clock, json.dumps(self.seconds[name]))
+        print(f"== {name}: {self.seconds[name]:.0f} s", flush=True)
+
+    def publish(self, path):
+        """Copies a file into the results."""
+        self.result_directory.mkdir(parents=True, exist_ok=True)
+        target = self.result_directory / path.name
+        part = target.with_name(target.name + ".part")
+        shutil.copyfile(path, part)
+        os.replace(part, target)
+
+
+def _history_seconds(path):
+    with open(path, newline="") as file:
+        return sum(float(row["seconds"]) for row in csv.DictReader(file))
+
+
+def _write(path, text):
+    part = path.with_name(path.name + ".part")
+    part.write_text(text)
+    os.replace(part, path)

@@ -1,0 +1,157 @@
+"""Laws of training: what is learned, what is refused, and that the fast path changes nothing but the time."""
+
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from tfcompress.training import CheckpointError, TrainingConfig, accuracy, fit, predict
+from tfcompress.training.fast import training_clone
+from tfcompress.training.fit import _loss
+
+CONFIG = TrainingConfig(epochs=4, learning_rate=0.1, warmup_epochs=1)
+
+
+def network(seed=0, filters=8):
+    keras.utils.set_random_seed(seed)
+    inputs = keras.Input((28, 28, 1))
+    x = layers.Conv2D(filters, 5, strides=2, use_bias=False, name="conv")(inputs)
+    x = layers.BatchNormalization(momentum=0.8, name="bn")(x)
+    x = layers.ReLU()(x)
+    x = layers.MaxPooling2D(2)(x)
+    return keras.Model(inputs, layers.Dense(10, name="logits")(layers.Flatten()(x)))
+
+
+def test_learns_and_reports(digits, tmp_path):
+    model = network()
+    history = fit(
+        model, digits.x_train, digits.y_train, CONFIG, validation=(digits.x_test, digits.y_test), directory=tmp_path
+    )
+    assert accuracy(model, digits.x_test, digits.y_test) > 0.9
+    assert [row["epoch"] for row in history] == [1, 2, 3, 4]
+    assert history[-1]["val_accuracy"] == accuracy(model, digits.x_test, digits.y_test)
+    lines = (tmp_path / "history.csv").read_text().splitlines()
+    assert lines[0] == "epoch,learning_rate,loss,accuracy,val_accuracy,seconds" and len(lines) == 5
+
+
+def test_finished_training_is_loaded_not_repeated(digits, tmp_path, capsys):
+    first, second = network(), network()
+    fit(first, digits.x_train, digits.y_train, CONFIG, directory=tmp_path)
+    capsys.readouterr()
+    fit(second, digits.x_train, digits.y_train, CONFIG, directory=tmp_path)
+    assert "epoch" not in capsys.readouterr().out
+    for a, b in zip(first.get_weights(), second.get_weights()):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("change", ["config", "data", "weights"])
+def test_checkpoint_of_another_training_is_refused(digits, tmp_path, change):
+    images, labels = digits.x_train[:256], digits.y_train[:256]
+    config = dataclasses.replace(CONFIG, epochs=1)
+    fit(network(), images, labels, config, directory=tmp_path)
+    if change == "config":
+        config = dataclasses.replace(config, learning_rate=0.2)
+    if change == "data":
+        images = 255 - images
+    with pytest.raises(
+        CheckpointError, match={"config": "learning_rate 0.1, now 0.2", "data": "images", "weights": "init"}[change]
+    ):
+        fit(network(seed=int(change == "weights")), images, labels, config, directory=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (np.zeros((4, 28, 28, 1), "uint8"), np.zeros(3, int), "equally many"),
+        (np.zeros((0, 28, 28, 1), "uint8"), np.zeros(0, int), "at least one"),
+        (np.zeros((4, 32, 32, 3), "uint8"), np.zeros(4, int), r"\(28, 28, 1\)"),
+        (np.zeros((4, 28, 28, 1), "uint8"), np.full(4, 10), r"\[0, 10\)"),
+        (np.full((4, 28, 28, 1), np.nan, "float32"), np.zeros(4, int), "NaN"),
+    ],
+)
+def test_bad_data_is_named(images, labels, message):
+    with pytest.raises(ValueError, match=message):
+        fit(network(), images, labels, CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("epochs", 0), ("schedule", "cosin"), ("optimizer", "lamb"), ("learning_rate", 0.0), ("label_smoothing", 1.0)],
+)
+def test_bad_hyperparameters_are_quoted(field, value):
+    with pytest.raises(ValueError, match=f"{field} must.*Received: {value!r}"):
+        dataclasses.replace(CONFIG, **{field: value})
+
+
+def test_fused_batch_normalization_equals_keras(digits):
+    """Same outputs in training and inference, same moving statistics, same gradients."""
+    import tensorflow as tf
+
+    model = network()
+    x = digits.x_train[:64].astype("float32") / 255
+    with training_clone(model) as fast:
+        assert type(fast.get_layer("bn")).__name__ == "FusedBatchNormalization"
+        gradients = []
+        for candidate in (model, fast):
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_sum(candidate(x, training=True) ** 2)
+            gradients.append(tape.gradient(loss, [v.value for v in candidate.trainable_variables]))
+        for a, b in zip(*gradients):
+            np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-3 * np.abs(a).max())
+        for a, b in zip(model.get_weights(), fast.get_weights()):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(model(x), fast(x), atol=1e-4)
+
+
+def test_bfloat16_trains_and_leaves_a_float32_model(digits):
+    model = network()
+    fit(model, digits.x_train, digits.y_train, dataclasses.replace(CONFIG, precision="mixed_bfloat16"))
+    assert {layer.compute_dtype for layer in model.layers} == {"float32"}
+    assert accuracy(model, digits.x_test, digits.y_test) > 0.9
+
+
+def test_student_of_a_teacher_follows_its_logits(digits):
+    teacher = network(filters=16)
+    fit(teacher, digits.x_train, digits.y_train, CONFIG)
+    config = dataclasses.replace(CONFIG, distillation_weight=1.0, temperature=4.0)
+    wrong_labels = (digits.y_train + 1) % 10
+    student = network(seed=1)
+    fit(student, digits.x_train, wrong_labels, config, teacher=teacher)
+    assert accuracy(student, digits.x_test, digits.y_test) > 0.85
+
+
+def test_distillation_loss_is_hintons(rng):
+    """(1 - l) CE(y, s) + l T^2 CE(softmax(t / T), softmax(s / T)), written out in numpy."""
+    labels, teacher, student = np.eye(5, dtype="float32")[[1, 3]], rng.normal(size=(2, 5)), rng.normal(size=(2, 5))
+    config = dataclasses.replace(CONFIG, distillation_weight=0.3, temperature=2.5)
+
+    def log_softmax(z):
+        return z - np.log(np.exp(z).sum(-1, keepdims=True))
+
+    hard = -(labels * log_softmax(student)).sum(-1)
+    soft = -(np.exp(log_softmax(teacher / 2.5)) * log_softmax(student / 2.5)).sum(-1)
+    targets = np.concatenate([labels, teacher], 1).astype("float32")
+    np.testing.assert_allclose(
+        _loss(5, config)(targets, student.astype("float32")), 0.7 * hard + 0.3 * 2.5**2 * soft, rtol=1e-5
+    )
+
+
+def test_weight_decay_reaches_kernels_only(digits):
+    """Without a gradient, SGD with decoupled decay scales kernels by 1 - rate * decay, and nothing else."""
+    model = network()
+    before = [w.copy() for w in model.get_weights()]
+    config = TrainingConfig(
+        epochs=1, batch_size=len(digits.x_train), learning_rate=1e-3, schedule="constant", weight_decay=500.0
+    )
+    fit(model, digits.x_train, digits.y_train, config)
+    kernel, logits_bias = model.get_layer("conv").get_weights()[0], model.get_layer("logits").get_weights()[1]
+    np.testing.assert_allclose(kernel, before[0] * 0.5, atol=0.01)
+    np.testing.assert_allclose(logits_bias, before[-1], atol=0.01)
+
+
+def test_predict_takes_pixels_as_fractions(digits):
+    model = network()
+    as_pixels = predict(model, digits.x_test[:10])
+    np.testing.assert_array_equal(as_pixels, predict(model, digits.x_test[:10].astype("float32") / np.float32(255)))
