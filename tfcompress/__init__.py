@@ -6,6 +6,14 @@ Names are imported on first use, so that `import tfcompress` loads neither Keras
 import importlib
 
 _MODULE_OF = {
+    "TFLiteFile": "tflite",
+    "Latency": "tflite",
+    "benchmark_interleaved": "tflite",
+    "benchmark_tflite": "tflite",
+    "compare": "tflite",
+    "evaluate_tflite": "tflite",
+    "export_tflite": "tflite",
+    "predict_tflite": "tflite",
     "quantization_aware_training": "quantization",
     "sparsify": "sparsity",
     "sparsity_of": "sparsity",
