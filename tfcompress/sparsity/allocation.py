@@ -6,6 +6,8 @@ _PRUNABLE = frozenset(
     {"Conv1D", "Conv2D", "Conv2DTranspose", "Dense", "DepthwiseConv1D", "DepthwiseConv2D", "SeparableConv2D"}
 )
 
+_WRAPPERS = ("PruneLowMagnitude", "QuantizeWrapperV2")
+
 
 def sparsity_of(model):
     """The fraction of exact zeros among all prunable kernels of a model.
@@ -18,7 +20,7 @@ def sparsity_of(model):
         A float in [0, 1].
     """
     values = [np.ravel(kernel) for kernels in prunable_kernels(model).values() for kernel in kernels]
-    return 1.0 - sum(map(np.count_nonzero, values)) / max(sum(map(np.size, values)), 1)
+    return float(sum(np.sum(value == 0) for value in values) / max(sum(map(np.size, values)), 1))
 
 
 def prunable_kernels(model):
@@ -36,15 +38,12 @@ def prunable_kernels(model):
             inner = prunable_kernels(layer)
             found.update({f"{layer.name}/{name}": kernels for name, kernels in inner.items()})
             continue
-        layer = _unwrapped(layer)
-        if type(layer).__name__ in _PRUNABLE and layer.trainable:
-            # By the variables' names: quantization wrappers put a tensor in the place of the attribute.
-            found[layer.name] = [v for v in layer.weights if v.name.split("/")[-1].split(":")[0].endswith("kernel")]
+        inner = layer.layer if type(layer).__name__ in _WRAPPERS else layer
+        if type(inner).__name__ in _PRUNABLE and inner.trainable:
+            # The wrapper's weights, by the variables' names: quantization puts a tensor in the place of the inner
+            # layer's attribute.
+            found[inner.name] = [v for v in layer.weights if v.name.split("/")[-1].split(":")[0].endswith("kernel")]
     return found
-
-
-def _unwrapped(layer):
-    return layer.layer if type(layer).__name__ in ("PruneLowMagnitude", "QuantizeWrapperV2") else layer
 
 
 def allocate(model, sparsity, allocation="lamp"):

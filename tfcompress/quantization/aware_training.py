@@ -1,0 +1,152 @@
+"""Quantization-aware training with TF-MOT: wrap, calibrate, train."""
+
+import contextlib
+
+import numpy as np
+
+from tfcompress.keras2 import tfmot, to_tf_keras
+from tfcompress.quantization.scheme import CUSTOM_OBJECTS, Scheme
+
+_CALIBRATION_IMAGES = 1024
+
+
+def quantization_aware_training(
+    model,
+    x,
+    y,
+    config,
+    *,
+    preserve_sparsity=False,
+    teacher=None,
+    validation=None,
+    directory=None,
+):
+    """Trains a network with the rounding of int8 arithmetic in its forward pass (Jacob et al. 2018).
+
+    Weights become int8 (symmetric, one scale per filter of a convolution), activations int8 with ranges that start
+    from up to 1,024 training images and follow a moving average.
+
+    Args:
+        model: a Keras 3 or tf_keras model, trained, that takes pixels in [0, 1]. It is not changed.
+        x: training images, as `tfcompress.training.fit` takes them.
+        y: (N,) integer labels.
+        config: a `TrainingConfig`.
+        preserve_sparsity: whether weights that are zero stay zero.
+        teacher: a model to be distilled from, or None.
+        validation: (images, labels) to measure after each epoch, or None.
+        directory: where the checkpoints go, or None. The same call resumes there.
+
+    Returns:
+        A `tf_keras.Model` that computes, in floats, what its int8 file will.
+
+    Raises:
+        ValueError: a model that is subclassed or not built.
+        UnsupportedLayerError: a layer that tf_keras does not have or that cannot be quantized.
+    """
+    from tfcompress.training import fit
+
+    wrapped = quantize_wrap(model, preserve_sparsity=preserve_sparsity)
+    calibrate(wrapped, x[:_CALIBRATION_IMAGES], batch_size=config.batch_size)
+    fit(wrapped, x, y, config, validation=validation, teacher=teacher, directory=directory)
+    _update_weight_ranges(wrapped)
+    return wrapped
+
+
+def quantize_wrap(model, *, preserve_sparsity=False, input_range=(0.0, 1.0)):
+    """Puts TF-MOT's fake quantization into a copy of the model.
+
+    The ranges of a new wrapper are [-6, 6], far from any network's: `calibrate` them before training or conversion.
+
+    Args:
+        model: a Keras 3 or tf_keras model. It is not changed.
+        preserve_sparsity: whether weights that are zero now stay zero (prune-preserving QAT).
+        input_range: (smallest, largest) value of the model's inputs, fixed. For (0, 1) the file's input has scale
+            1/255 and zero point -128, so pixels enter it as they are, minus 128.
+
+    Returns:
+        A `tf_keras.Model`; its variables include all ranges, so they suffice to resume a training.
+
+    Raises:
+        ValueError: a model that is subclassed or not built.
+        UnsupportedLayerError: a layer that tf_keras does not have or that cannot be quantized.
+    """
+    legacy = to_tf_keras(model)
+    with tfmot.quantization.keras.quantize_scope(CUSTOM_OBJECTS):
+        annotated = tfmot.quantization.keras.quantize_annotate_model(legacy)
+        wrapped = tfmot.quantization.keras.quantize_apply(annotated, Scheme(preserve_sparsity))
+    for layer in wrapped.layers:
+        if getattr(layer, "quantizer", None):
+            # TF-MOT's input quantizer widens with the data; one rounding error of an augmentation above 1 would
+            # move the scale off 1/255.
+            layer.quantizer = tfmot.quantization.keras.quantizers.FixedQuantizer(
+                num_bits=8, init_min=input_range[0], init_max=input_range[1], narrow_range=False
+            )
+    return wrapped
+
+
+def calibrate(model, x, *, batch_size=128):
+    """Sets all ranges from data: weights to their extremes, activations to the mean of the extremes of each batch.
+
+    TF-MOT would otherwise average its way from [-6, 6] at 0.1 % a step, which takes thousands of steps.
+
+    Args:
+        model: what `quantize_wrap` returned.
+        x: (N, H, W, C) images, uint8 pixels (pixels / 255 are used) or floats.
+        batch_size: images per forward pass.
+
+    Raises:
+        ValueError: x is empty.
+    """
+    if len(x) == 0:
+        raise ValueError("calibration needs at least one image. Received: none")
+    _update_weight_ranges(model)
+    wrappers = _wrappers(model)
+    ranges = [v for wrapper in wrappers for v in wrapper.weights if v.name.endswith(_ACTIVATION_RANGES)]
+    observed = []
+    with _observing(wrappers):
+        for start in range(0, len(x), batch_size):
+            batch = x[start : start + batch_size]
+            model(batch / np.float32(255) if batch.dtype == np.uint8 else batch, training=False)
+            observed.append([variable.numpy() for variable in ranges])
+    for variable, values in zip(ranges, zip(*observed)):
+        variable.assign(np.mean(values))
+
+
+_ACTIVATION_RANGES = ("activation_min:0", "activation_max:0", "output_min:0", "output_max:0")
+
+
+def _wrappers(model):
+    return [layer for layer in model.layers if isinstance(layer, tfmot.quantization.keras.QuantizeWrapper)]
+
+
+def _update_weight_ranges(model):
+    """Sets the range of every weight to its extremes; training leaves those from before the optimizer's last step."""
+    for wrapper in _wrappers(model):
+        for weight, quantizer, variables in wrapper._weight_vars:
+            quantizer(weight, training=True, weights=variables)
+
+
+class _Observer(tfmot.quantization.keras.quantizers.LastValueQuantizer):
+    """Takes each batch's own range, whether training or not: BatchNorm and dropout must see inference meanwhile."""
+
+    def __call__(self, inputs, training, weights, **kwargs):
+        return super().__call__(inputs, True, weights)
+
+
+@contextlib.contextmanager
+def _observing(wrappers):
+    """Replaces the moving-average quantizers of all activations by observers (they use the same variables)."""
+    observer = _Observer(num_bits=8, per_axis=False, symmetric=False, narrow_range=False)
+    activations = [(activation, activation.quantizer) for w in wrappers for activation in w._quantize_activations]
+    outputs = [(wrapper, wrapper._output_quantizers) for wrapper in wrappers if wrapper._output_quantizers]
+    try:
+        for activation, _ in activations:
+            activation.quantizer = observer
+        for wrapper, _ in outputs:
+            wrapper._output_quantizers = [observer]
+        yield
+    finally:
+        for activation, quantizer in activations:
+            activation.quantizer = quantizer
+        for wrapper, quantizers in outputs:
+            wrapper._output_quantizers = quantizers

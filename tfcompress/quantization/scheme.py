@@ -1,0 +1,101 @@
+"""The 8-bit scheme of TF-MOT, extended by the layers and the zeros that it does not keep."""
+
+from tensorflow_model_optimization.python.core.quantization.keras.collab_opts.prune_preserve import (
+    prune_preserve_quantize_registry as prune_preserve,  # TF-MOT exports the scheme, not its quantizers
+)
+
+from tfcompress.keras2 import tf_keras, tfmot
+from tfcompress.keras2.activations import hard_silu
+
+_quantization = tfmot.quantization.keras
+_layers = tf_keras.layers
+
+
+class OutputQuantizeConfig(_quantization.QuantizeConfig):
+    """Quantizes what a layer puts out, to int8 with a moving-average range; the layer has no weights to quantize."""
+
+    def get_weights_and_quantizers(self, layer):
+        return []
+
+    def get_activations_and_quantizers(self, layer):
+        return []
+
+    def set_quantize_weights(self, layer, quantize_weights):
+        pass
+
+    def set_quantize_activations(self, layer, quantize_activations):
+        pass
+
+    def get_output_quantizers(self, layer):
+        return [
+            _quantization.quantizers.MovingAverageQuantizer(
+                num_bits=8, per_axis=False, symmetric=False, narrow_range=False
+            )
+        ]
+
+    def get_config(self):
+        return {}
+
+
+class PassThroughQuantizeConfig(OutputQuantizeConfig):
+    """For layers that only move values: their output has the range of their input."""
+
+    def get_output_quantizers(self, layer):
+        return []
+
+
+_CONFIGS = {
+    **dict.fromkeys(
+        [_layers.Average, _layers.Maximum, _layers.Minimum, _layers.Multiply, _layers.Subtract, _layers.ELU],
+        OutputQuantizeConfig,
+    ),
+    _layers.Identity: PassThroughQuantizeConfig,
+}
+
+CUSTOM_OBJECTS = {config.__name__: config for config in (OutputQuantizeConfig, PassThroughQuantizeConfig)}
+
+
+class Registry(_quantization.default_8bit.Default8BitQuantizeRegistry):
+    """How each layer is quantized.
+
+    Args:
+        preserve_sparsity: whether weights that are zero now stay zero.
+    """
+
+    def __init__(self, preserve_sparsity):
+        super().__init__()
+        self._preserve_sparsity = preserve_sparsity
+
+    def supports(self, layer):
+        return type(layer) in _CONFIGS or super().supports(layer)
+
+    def get_quantize_config(self, layer):
+        if type(layer) in _CONFIGS:
+            return _CONFIGS[type(layer)]()
+        if isinstance(layer, _layers.Activation) and layer.activation is hard_silu:
+            return OutputQuantizeConfig()
+        config = super().get_quantize_config(layer)
+        if self._preserve_sparsity and type(layer) in _PRUNE_PRESERVING:
+            config.weight_quantizer = _PRUNE_PRESERVING[type(layer)]()
+        return config
+
+
+# TF-MOT's own prune-preserving registry lets the zeros of depthwise kernels go.
+_PRUNE_PRESERVING = {
+    _layers.Conv2D: prune_preserve.PrunePreserveDefault8BitConvWeightsQuantizer,
+    _layers.DepthwiseConv2D: prune_preserve.PrunePreserveDefault8BitConvWeightsQuantizer,
+    _layers.Dense: prune_preserve.PrunePreserveDefault8BitWeightsQuantizer,
+}
+
+
+class Scheme(_quantization.QuantizeScheme):
+    """TF-MOT's default 8-bit layout (Jacob et al. 2018) with this package's `Registry`."""
+
+    def __init__(self, preserve_sparsity=False):
+        self._preserve_sparsity = preserve_sparsity
+
+    def get_layout_transformer(self):
+        return _quantization.default_8bit.Default8BitQuantizeLayoutTransform()
+
+    def get_quantize_registry(self):
+        return Registry(self._preserve_sparsity)
