@@ -1,0 +1,146 @@
+"""Tables and plots: means, drops and verdicts by hand, on a results folder made up for it."""
+
+import csv
+import dataclasses
+import hashlib
+
+import numpy as np
+import pytest
+
+from tfcompress.reporting import Record, Row, write_record, write_weight_histograms
+from tfcompress.reporting.__main__ import main
+from tfcompress.reporting.published import published_points
+from tfcompress.reporting.summary import METRICS
+from tfcompress.reporting.tables import write_tables
+
+FLOAT = Row("float32", 0.994, 431080, 2293000, 0.0, 1726000, 1581850, val_top1=0.995, latency_ms=0.1)
+ROWS = (
+    FLOAT,
+    Row("int8-qat", 0.9935, 431080, 2293000, 0.0, 436400, 433000, val_top1=0.99),
+    Row("sparse50-int8-qat", 0.9936, 431080, 2293000, 0.5, 436400, 300000, val_top1=0.994),
+    Row("sparse90-int8-qat", 0.9930, 431080, 2293000, 0.9, 436400, 43000, val_top1=0.993),
+    Row("sparse98-int8-qat", 0.9940, 431080, 2293000, 0.98, 436400, 15000, val_top1=0.98),
+)
+
+
+def _record(seed=0, rows=ROWS, **change):
+    fields = {
+        "experiment": "lenet",
+        "dataset": "mnist",
+        "profile": "full",
+        "command": "x",
+        "config": {},
+        "environment": {},
+    }
+    return Record(**{**fields, "seconds": {}, **change}, seed=seed, rows=rows)
+
+
+def _write(record, results):
+    return write_record(record, results / record.experiment / f"{record.profile}-seed{record.seed}").parent
+
+
+@pytest.fixture
+def results(tmp_path):
+    for seed, shift in enumerate((0, 0.001, 0.002)):
+        _write(_record(seed, tuple(dataclasses.replace(r, top1_tflite=r.top1_tflite + shift) for r in ROWS)), tmp_path)
+    return tmp_path
+
+
+def _rows(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_means_and_spreads(results):
+    text = write_tables(results)
+    rows = {row["variant"]: row for row in _rows(results / "results.csv")}
+    assert list(rows) == [row.variant for row in ROWS]
+    assert float(rows["float32"]["top1_tflite"]) == pytest.approx(99.5)
+    assert float(rows["float32"]["top1_tflite_deviation"]) == pytest.approx(0.1)
+    assert float(rows["sparse90-int8-qat"]["drop"]) == pytest.approx(0.1)
+    assert float(rows["sparse90-int8-qat"]["drop_deviation"]) == pytest.approx(0)  # the seeds move together
+    assert float(rows["sparse90-int8-qat"]["gzip_cut"]) == pytest.approx(100 * (1 - 43000 / 1726000), abs=1e-6)
+    assert rows["float32"]["drop"] == ""
+    assert "| float32 | 99.50 ± 0.10 |" in text
+
+
+def test_verdicts(results):
+    text = write_tables(results)
+    found = {(row["point"], row["metric"]): row for row in _rows(results / "comparison.csv")}
+    assert found["LeNet-5 float", "top1_tflite"]["verdict"] == "target reached"
+    # Both sparse rows fit; the better one on validation images stands there, not the better one on test images.
+    sun = found["Sun & Ye 2020", "drop"]
+    assert (sun["variant"], sun["ours"], sun["verdict"]) == (
+        "sparse50-int8-qat", "0.04", "as published or better, target reached",
+    )  # fmt: skip
+    assert found["Sun & Ye 2020", "gzip_bytes"]["verdict"] == "as published or better, target reached"
+    assert found["Sun & Ye 2020", "tflite_bytes"]["ours"] == "436400.0"
+    assert found["Sun & Ye 2020", "tflite_bytes"]["verdict"] == ""
+    deep = found["Deep Compression", "drop"]
+    assert (deep["variant"], deep["verdict"]) == ("sparse90-int8-qat", "worse, target reached")
+    assert (
+        "| Deep Compression | sparse90-int8-qat | drop (pt) | -0.06 | ≤ 0.20 | 0.10 | worse, target reached |" in text
+    )
+
+
+def test_missed_targets(tmp_path):
+    rows = (
+        dataclasses.replace(FLOAT, top1_tflite=0.9939),
+        dataclasses.replace(ROWS[3], top1_tflite=0.99, gzip_bytes=44001),
+    )
+    _write(_record(rows=rows), tmp_path)
+    write_tables(tmp_path)
+    found = {(row["point"], row["metric"]): row["verdict"] for row in _rows(tmp_path / "comparison.csv")}
+    assert found["LeNet-5 float", "top1_tflite"] == "target missed"
+    assert found["Deep Compression", "gzip_bytes"] == "worse, target missed"
+    assert found["Sun & Ye 2020", "drop"] == "as published or better, target missed"
+
+
+def test_written_twice_the_same(results):
+    def digests():
+        return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(results.rglob("*.*")) if p.is_file()}
+
+    write_weight_histograms({"fc": np.arange(9.0)}, {"fc": np.arange(9.0)}, results / "lenet" / "full-seed0")
+    main(["plots", f"--results={results}"])
+    main(["tables", f"--results={results}"])
+    first = digests()
+    main(["plots", f"--results={results}"])
+    main(["tables", f"--results={results}"])
+    assert digests() == first
+    assert {"README.md", "results.csv", "comparison.csv", "full-accuracy-bytes.png"} <= set(first)
+    assert {"full-sparsity-accuracy.png", "full-weights.png"} <= set(first)
+    assert "](lenet/full-accuracy-bytes.png)" in (results / "README.md").read_text()
+
+
+def test_smoke_and_other_data_never_mix(results):
+    before = write_tables(results)
+    comparison = (results / "comparison.csv").read_text()
+    _write(_record(profile="smoke"), results)
+    assert write_tables(results) == before
+    _write(_record(3, experiment="lenet-digits", dataset="digits"), results)
+    _write(_record(3, dataset="digits"), results)  # digits under MNIST's name
+    text = write_tables(results)
+    assert "## lenet-digits, profile full" in text
+    assert (results / "comparison.csv").read_text() == comparison
+    assert "| float32 | 99.50 ± 0.10 |" in text
+
+
+def test_different_configurations_are_told(results):
+    assert "different configurations" not in write_tables(results)
+    _write(_record(3, config={"epochs": 1}), results)
+    assert "**The seeds ran with different configurations.**" in write_tables(results)
+
+
+def test_no_records(tmp_path, capsys):
+    _write(_record(profile="smoke"), tmp_path)
+    for what in ("tables", "plots"):
+        with pytest.raises(SystemExit, match="no records of profile quick or full"):
+            main([what, f"--results={tmp_path}"])
+    assert [p.name for p in tmp_path.iterdir()] == ["lenet"]
+
+
+def test_published_numbers_have_sources():
+    points = published_points()
+    assert {"lenet", "mobilenet", "resnet110", "vgg16", "vgg16-cifar100"} <= {point.experiment for point in points}
+    for point in points:
+        assert all(figure.metric in METRICS and (figure.published is None or figure.source) for figure in point.figures)

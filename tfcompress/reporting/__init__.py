@@ -1,0 +1,12 @@
+"""Results: the record of a run, published numbers, tables and plots made of both."""
+
+from tfcompress.reporting.records import (
+    Record,
+    Row,
+    environment,
+    read_records,
+    write_record,
+    write_weight_histograms,
+)
+
+__all__ = ["Record", "Row", "environment", "read_records", "write_record", "write_weight_histograms"]

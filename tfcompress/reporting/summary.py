@@ -1,0 +1,120 @@
+"""Records of several seeds as means and spreads."""
+
+import dataclasses
+import statistics
+
+BASELINE = "float32"
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """A column of the tables.
+
+    Attributes:
+        label: its heading.
+        unit: unit of the numbers in tables and in published.csv.
+        digits: digits after the point.
+        higher_is_better: whether a target is a minimum.
+    """
+
+    label: str
+    unit: str
+    digits: int
+    higher_is_better: bool
+
+
+METRICS = {
+    "top1": Metric("top-1, Keras", "%", 2, True),
+    "top1_tflite": Metric("top-1, file", "%", 2, True),
+    "val_top1": Metric("top-1, validation", "%", 2, True),
+    "drop": Metric("drop", "pt", 2, False),
+    "sparsity": Metric("sparsity", "%", 1, True),
+    "params": Metric("parameters", "", 0, False),
+    "params_cut": Metric("parameters cut", "%", 1, True),
+    "macs": Metric("MACs", "", 0, False),
+    "macs_cut": Metric("MACs cut", "%", 1, True),
+    "macs_cut_papers": Metric("MACs cut as papers count", "%", 1, True),
+    "tflite_bytes": Metric(".tflite", "B", 0, False),
+    "gzip_bytes": Metric("gzip -9", "B", 0, False),
+    "gzip_cut": Metric("gzip cut", "%", 1, True),
+    "latency_ms": Metric("latency", "ms", 3, False),
+}
+PERCENT = ("top1", "top1_tflite", "val_top1", "sparsity", "macs_cut_papers")
+
+
+@dataclasses.dataclass(frozen=True)
+class Spread:
+    """A number over seeds.
+
+    Attributes:
+        mean: its mean.
+        deviation: its sample standard deviation; None for one seed.
+    """
+
+    mean: float
+    deviation: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """All seeds of one experiment and profile.
+
+    Attributes:
+        experiment, dataset, profile: as in the records.
+        seeds: tuple of seeds.
+        variants: {variant: {metric: `Spread`}}; metrics that no record has are absent.
+        same_config: whether all seeds ran with the same configuration.
+    """
+
+    experiment: str
+    dataset: str
+    profile: str
+    seeds: tuple
+    variants: dict
+    same_config: bool
+
+
+def summarize(records):
+    """Means over seeds, for every experiment, data set and profile on its own.
+
+    Args:
+        records: list of `Record`.
+
+    Returns:
+        List of `Summary` in the order of the records. Units are those of `METRICS`; `drop`, `gzip_cut`, `params_cut`
+        and `macs_cut` refer to the file `float32` of the same record.
+    """
+    groups = {}
+    for record in records:
+        groups.setdefault((record.experiment, record.dataset, record.profile), []).append(record)
+    return [_summary(key, group) for key, group in groups.items()]
+
+
+def _summary(key, records):
+    values = {}
+    for record in records:
+        baseline = next((row for row in record.rows if row.variant == BASELINE), None)
+        for row in record.rows:
+            for metric, value in figures(row, baseline).items():
+                values.setdefault(row.variant, {}).setdefault(metric, []).append(value)
+    variants = {
+        variant: {metric: _spread(seeds) for metric, seeds in metrics.items()} for variant, metrics in values.items()
+    }
+    same_config = all(record.config == records[0].config for record in records)
+    return Summary(*key, tuple(record.seed for record in records), variants, same_config)
+
+
+def figures(row, baseline):
+    """{metric: value} of one `Row`, in the units of `METRICS`; what is unknown is absent."""
+    values = {name: getattr(row, name) for name in METRICS if getattr(row, name, None) is not None}
+    values.update({name: 100 * values[name] for name in PERCENT if name in values})
+    if baseline is not None and row is not baseline:
+        values["drop"] = 100 * (baseline.top1_tflite - row.top1_tflite)
+        values["params_cut"] = 100 * (1 - row.params / baseline.params)
+        values["macs_cut"] = 100 * (1 - row.macs / baseline.macs)
+        values["gzip_cut"] = 100 * (1 - row.gzip_bytes / baseline.tflite_bytes)
+    return values
+
+
+def _spread(values):
+    return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)

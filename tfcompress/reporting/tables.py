@@ -1,0 +1,217 @@
+"""Tables: every variant of every experiment, and published | ours | verdict."""
+
+import csv
+import fnmatch
+import io
+import os
+import pathlib
+
+from tfcompress.reporting.published import published_points
+from tfcompress.reporting.records import read_records
+from tfcompress.reporting.summary import METRICS, summarize
+
+SHOWN = (
+    "top1_tflite",
+    "drop",
+    "sparsity",
+    "params_cut",
+    "macs_cut",
+    "macs_cut_papers",
+    "tflite_bytes",
+    "gzip_bytes",
+    "latency_ms",
+)
+ACCURACY = ("top1", "top1_tflite", "drop")
+SLACK = 1e-9
+HEADER = """# Results
+
+Written by `make tables` from the records in this folder; published numbers are in `tfcompress/reporting/published.csv`.
+Accuracy is that of the `.tflite` file over the whole test set, by LiteRT; ± is the standard deviation over seeds. Drop
+and cuts are against the float file of the same seed (gzip cut: compressed size against its raw size). Latency is the
+median of single inferences on one thread. Profile full is the comparison that counts; quick is a short run of the same
+steps.
+"""
+
+
+def write_tables(results):
+    """Writes `README.md`, `results.csv` and `comparison.csv` into a results folder.
+
+    Profile smoke appears in none of them. The same records give the same bytes.
+
+    Args:
+        results: folder of the records.
+
+    Returns:
+        The text of `README.md`.
+
+    Raises:
+        ValueError: there are no records of profile quick or full, or one is corrupt.
+    """
+    results = pathlib.Path(results)
+    summaries = summarize([record for record in read_records(results) if record.profile != "smoke"])
+    if not summaries:
+        raise ValueError(f"There are no records of profile quick or full under {results}.")
+    summaries.sort(key=lambda summary: (summary.experiment, summary.profile))
+    comparisons = {id(summary): compare_with_published(summary) for summary in summaries}
+    text = "\n".join([HEADER, *(_section(summary, comparisons[id(summary)], results) for summary in summaries)])
+    _write(results / "results.csv", _csv([row for summary in summaries for row in _result_rows(summary)]))
+    _write(results / "comparison.csv", _csv([row for summary in summaries for row in comparisons[id(summary)]]))
+    _write(results / "README.md", text)
+    return text
+
+
+def compare_with_published(summary):
+    """Sets ours beside every published point of an experiment and data set.
+
+    Of the variants that a point allows, ours is the one that meets most of its targets (or published numbers, where we
+    set no target) other than accuracy, and among those the one with the best accuracy on validation images. Test
+    accuracy chooses nothing.
+
+    Args:
+        summary: a `Summary`.
+
+    Returns:
+        List of dicts with keys experiment, profile, point, variant, metric, unit, published, reach, ours, deviation,
+        verdict, source.
+    """
+    rows = []
+    for point in published_points():
+        if (point.experiment, point.dataset) != (summary.experiment, summary.dataset):
+            continue
+        variant = _choose(point, summary)
+        for figure in point.figures if variant else ():
+            spread = summary.variants[variant].get(figure.metric)
+            rows.append(
+                {
+                    "experiment": summary.experiment,
+                    "profile": summary.profile,
+                    "point": point.name,
+                    "variant": variant,
+                    "metric": figure.metric,
+                    "unit": METRICS[figure.metric].unit,
+                    "published": figure.published,
+                    "reach": figure.reach,
+                    "ours": spread and round(spread.mean, 6),
+                    "deviation": spread and spread.deviation and round(spread.deviation, 6),
+                    "verdict": _verdict(figure, spread),
+                    "source": figure.source,
+                }
+            )
+    return rows
+
+
+def _choose(point, summary):
+    limits = {figure.metric: figure.limit for figure in point.figures if figure.limit is not None}
+    targets = {figure.metric: figure.reach for figure in point.figures if figure.reach is not None}
+    binding = {metric: limit for metric, limit in (targets or limits).items() if metric not in ACCURACY}
+
+    def merit(variant):
+        spreads = summary.variants[variant]
+        met = sum(
+            metric in spreads and _meets(metric, spreads[metric].mean, limit) for metric, limit in binding.items()
+        )
+        return met, spreads["val_top1"].mean if "val_top1" in spreads else 0
+
+    allowed = [variant for variant in summary.variants if fnmatch.fnmatchcase(variant, point.variants)]
+    return max(allowed, key=merit, default=None)
+
+
+def _meets(metric, ours, limit):
+    return ours >= limit - SLACK if METRICS[metric].higher_is_better else ours <= limit + SLACK
+
+
+def _verdict(figure, spread):
+    if spread is None or figure.limit is None:
+        return ""
+    words = []
+    if figure.published is not None:
+        words.append("as published or better" if _meets(figure.metric, spread.mean, figure.published) else "worse")
+    if figure.reach is not None:
+        words.append("target reached" if _meets(figure.metric, spread.mean, figure.reach) else "target missed")
+    return ", ".join(words)
+
+
+def _section(summary, comparison, results):
+    seeds = ", ".join(map(str, summary.seeds))
+    parts = [f"## {summary.experiment}, profile {summary.profile}\n", f"Data set {summary.dataset}; seeds {seeds}.\n"]
+    if not summary.same_config:
+        parts.append("**The seeds ran with different configurations.**\n")
+    metrics = [name for name in SHOWN if any(name in spreads for spreads in summary.variants.values())]
+    parts.append(_markdown(["variant", *map(_heading, metrics)], _cells(summary, metrics)))
+    if comparison:
+        names = ["point", "our variant", "figure", "published", "to reach", "ours", "verdict"]
+        parts.append(_markdown(names, [_comparison_cells(row) for row in comparison]))
+    folder = results / summary.experiment
+    for plot in sorted(folder.glob(f"{summary.profile}-*.png")):
+        parts.append(f"![{plot.stem}]({summary.experiment}/{plot.name})\n")
+    return "\n".join(parts)
+
+
+def _heading(name):
+    metric = METRICS[name]
+    return f"{metric.label} ({metric.unit})" if metric.unit else metric.label
+
+
+def _cells(summary, metrics):
+    return [
+        [variant, *(_number(name, spreads.get(name)) for name in metrics)]
+        for variant, spreads in summary.variants.items()
+    ]
+
+
+def _comparison_cells(row):
+    name = row["metric"]
+    comparison = "≥" if METRICS[name].higher_is_better else "≤"
+    published, reach = (
+        f"{row[key]:,.{METRICS[name].digits}f}" if row[key] is not None else "" for key in ("published", "reach")
+    )
+    ours = f"{row['ours']:,.{METRICS[name].digits}f}" if row["ours"] is not None else "-"
+    return [
+        row["point"],
+        row["variant"],
+        _heading(name),
+        published,
+        reach and f"{comparison} {reach}",
+        ours,
+        row["verdict"],
+    ]
+
+
+def _number(name, spread):
+    if spread is None:
+        return ""
+    digits = METRICS[name].digits
+    deviation = f" ± {spread.deviation:,.{digits}f}" if spread.deviation else ""
+    return f"{spread.mean:,.{digits}f}{deviation}"
+
+
+def _markdown(names, rows):
+    lines = [names, ["---", *["---:"] * (len(names) - 1)], *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _result_rows(summary):
+    for variant, spreads in summary.variants.items():
+        row = {"experiment": summary.experiment, "dataset": summary.dataset, "profile": summary.profile}
+        row |= {"seeds": len(summary.seeds), "variant": variant}
+        for name in METRICS:
+            spread = spreads.get(name)
+            row[name] = round(spread.mean, 6) if spread else None
+            row[f"{name}_deviation"] = round(spread.deviation, 6) if spread and spread.deviation is not None else None
+        yield row
+
+
+def _csv(rows):
+    if not rows:
+        return ""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _write(path, text):
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
