@@ -1,0 +1,35 @@
+"""What a criterion is: numbers in, kept channels out. It knows nothing of Keras."""
+
+import numpy as np
+
+
+class Criterion:
+    """Chooses which of N filters to keep.
+
+    Attributes:
+        name: its name in the registry.
+        reads: what the rows of its matrix are: "filters" (all kernel weights of each coupled channel), "gamma" (one
+            column, the mean |gamma| of the BatchNorms it passes) or "taylor" (one column per batch of data, the sum
+            of weight times gradient).
+        comparable: whether scores of different layers can be compared as they are; if not, a global scope divides
+            them by their layer's mean.
+        front_to_back: whether each layer is judged as already sliced by the layers before it.
+    """
+
+    name = ""
+    reads = "filters"
+    comparable = False
+    front_to_back = False
+
+    def scores(self, filters):
+        """Importance of each filter: (N, d) to (N,), larger is more important.
+
+        Raises:
+            ValueError: if the criterion chooses sets, which have no scores.
+        """
+        raise ValueError(f"The criterion {self.name!r} chooses a set for each layer: it has no scores to compare.")
+
+    def keep(self, filters, count):
+        """The indices of the `count` filters to keep, ascending. Ties go to the earlier filter."""
+        order = np.argsort(-np.asarray(self.scores(filters)), kind="stable")
+        return np.sort(order[:count])

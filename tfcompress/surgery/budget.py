@@ -1,0 +1,139 @@
+"""How many channels each group keeps: a ratio, or the smallest cut that reaches a target."""
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+
+TOLERANCE = 0.01  # a solved cut is at most this far above its target
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a shrinking network: a group goes down to `count` channels."""
+
+    key: float  # steps are taken in ascending order of key: a ratio, or the score of what goes
+    group: int
+    count: int
+
+
+def allowed_counts(size, round_to):
+    """The numbers of channels that a group may keep, descending from all of them."""
+    counts = range(size // round_to * round_to, 0, -round_to)
+    return [size, *(count for count in counts if count < size)]
+
+
+def steps_by_ratio(groups, free, round_to):
+    """The steps of a uniform ratio: each group changes where the ratio passes the middle between two counts.
+
+    Args:
+        groups: the groups of the graph.
+        free: indices of the groups that may shrink.
+        round_to: what the kept numbers of channels are multiples of.
+    """
+    steps = []
+    for index in free:
+        size = len(groups[index])
+        counts = allowed_counts(size, round_to)
+        steps += [Step(1 - (a + b) / (2 * size), index, b) for a, b in itertools.pairwise(counts)]
+    return sorted(steps, key=lambda step: step.key)
+
+
+def steps_by_score(scores, free, round_to):
+    """The steps of a global threshold on the scores: a group shrinks when the last of the channels that go is below.
+
+    Args:
+        scores: {group index: (N,) scores}.
+        free: indices of the groups that may shrink.
+        round_to: what the kept numbers of channels are multiples of.
+    """
+    steps = []
+    for index in free:
+        ascending = np.sort(scores[index])
+        counts = allowed_counts(len(ascending), round_to)
+        steps += [Step(float(ascending[len(ascending) - count - 1]), index, count) for count in counts[1:]]
+    return sorted(steps, key=lambda step: step.key)
+
+
+def counts_at_ratio(counts, steps, ratio):
+    """The counts after all steps up to a ratio."""
+    counts = dict(counts)
+    for step in steps:
+        if step.key <= ratio + 1e-9:
+            counts[step.group] = step.count
+    return counts
+
+
+def counts_at_fraction(counts, steps, ratio):
+    """The counts at which this fraction of all channels of the groups in `steps` is gone, to the nearest step."""
+    counts = dict(counts)
+    total = sum(counts[group] for group in {step.group for step in steps})
+    to_remove = ratio * total
+    for step in steps:
+        removes = counts[step.group] - step.count
+        if removes > 2 * to_remove:
+            break
+        to_remove -= removes
+        counts[step.group] = step.count
+    return counts
+
+
+def solve(counts, steps, reduction, target, exact=True):
+    """The shortest sequence of steps whose reduction reaches a target.
+
+    Args:
+        counts: {group: channels} before any step.
+        steps: list of `Step`, in the order in which they are taken.
+        reduction: function of counts, the fraction of MACs or parameters removed.
+        target: the fraction to remove.
+        exact: whether the result must be at most `TOLERANCE` above the target.
+
+    Returns:
+        The counts.
+
+    Raises:
+        ValueError: if the target cannot be reached, or not that closely.
+    """
+    taken = _shortest(counts, steps, reduction, target)
+    if taken is None:
+        most = reduction(_after(counts, steps))
+        raise ValueError(f"A reduction of {target:.1%} cannot be reached: the most is {most:.1%}.")
+    result = _after(counts, steps[:taken])
+    if not exact or reduction(result) <= target + TOLERANCE:
+        return result
+    return _closest_last_step(_after(counts, steps[: taken - 1]), steps[taken - 1 :], reduction, target)
+
+
+def _shortest(counts, steps, reduction, target):
+    """Number of steps needed, by bisection, or None."""
+    low, high = 0, len(steps)
+    if reduction(_after(counts, steps)) < target:
+        return None
+    while low < high:
+        middle = (low + high) // 2
+        if reduction(_after(counts, steps[:middle])) >= target:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+def _closest_last_step(counts, steps, reduction, target):
+    """The next step of any other group that lands closest above the target, where the step in order goes too far."""
+    next_steps = {}
+    for step in steps:
+        next_steps.setdefault(step.group, step)
+    candidates = [{**counts, step.group: step.count} for step in next_steps.values()]
+    reached = [reduction(candidate) for candidate in candidates]
+    above = [i for i, value in enumerate(reached) if value >= target]
+    best = min(above, key=lambda i: reached[i])
+    if reached[best] > target + TOLERANCE:
+        raise ValueError(
+            f"A reduction of {target:.1%} cannot be reached to within {TOLERANCE:.0%}: one channel less leads from "
+            f"{reduction(counts):.1%} to {reached[best]:.1%}. Ask for one of these."
+        )
+    return candidates[best]
+
+
+def _after(counts, steps):
+    return {**counts, **{step.group: step.count for step in steps}}

@@ -1,0 +1,203 @@
+"""Structured pruning: choose channels by a criterion and a budget, and build the smaller network."""
+
+from typing import NamedTuple
+
+import keras
+import numpy as np
+
+from tfcompress import criteria
+from tfcompress.surgery import budget
+from tfcompress.surgery.channel_graph import ChannelGraph, no_such_layer
+from tfcompress.surgery.plan import PruningPlan
+from tfcompress.surgery.rebuild import rebuild
+
+
+class Pruned(NamedTuple):
+    """What `prune_channels` returns: the smaller model and the plan that led to it."""
+
+    model: keras.Model
+    plan: PruningPlan
+
+
+def prune_channels(
+    model,
+    criterion="l1",
+    *,
+    ratio=None,
+    macs_reduction=None,
+    params_reduction=None,
+    scope="layer",
+    round_to=1,
+    skip=(),
+    ratios=None,
+):
+    """Removes channels from a network. The result is a plain Keras model that is really smaller.
+
+    A removed channel is read as zero by every layer that consumed it. Where it would not be zero when its producer is
+    silenced (behind a sigmoid, say), it is not removed.
+
+    Args:
+        model: a Sequential or functional Keras model. It is not changed.
+        criterion: a name in `tfcompress.criteria.REGISTRY`, or a `Criterion`.
+        ratio: fraction of the channels of every group to remove (with `scope="global"`, of all of them), in (0, 1).
+        macs_reduction, params_reduction: fraction of the MACs or the parameters to remove, in (0, 1). The ratio (or
+            global threshold) is solved for: the smallest cut at or above the target, at most one point above it;
+            ties are broken layer by layer. With `round_to` > 1, the nearest cut at or above it.
+        scope: "layer" (the same ratio everywhere) or "global" (scores of all layers compete; none is emptied).
+        round_to: the kept widths are multiples of this, where the layer is at least that wide.
+        skip: names of layers whose output channels are all kept.
+        ratios: {layer name: fraction to remove, in [0, 1)}, overrides for these layers and those coupled to them.
+            Alone, it prunes only these.
+
+    Returns:
+        `Pruned(model, plan)`.
+
+    Raises:
+        UnsupportedLayerError: for a layer that surgery does not know.
+        ValueError: for bad arguments, and a target that cannot be reached.
+
+    Example:
+
+    ```python
+    smaller, plan = prune_channels(model, "l2", macs_reduction=0.5, round_to=8)
+    print(plan)
+    ```
+    """
+    graph = ChannelGraph(model, skip)
+    alive, criterion = _choose(graph, criterion, ratio, macs_reduction, params_reduction, scope, round_to, ratios)
+    return Pruned(rebuild(graph, alive), PruningPlan.of(graph, alive, criterion.name))
+
+
+def plan_pruning(
+    model,
+    criterion="l1",
+    *,
+    ratio=None,
+    macs_reduction=None,
+    params_reduction=None,
+    scope="layer",
+    round_to=1,
+    skip=(),
+    ratios=None,
+):
+    """Plans what `prune_channels` would do, with the costs it would reach, without building anything.
+
+    Args: as `prune_channels`.
+
+    Returns:
+        A `PruningPlan`.
+    """
+    graph = ChannelGraph(model, skip)
+    alive, criterion = _choose(graph, criterion, ratio, macs_reduction, params_reduction, scope, round_to, ratios)
+    return PruningPlan.of(graph, alive, criterion.name)
+
+
+def _choose(graph, criterion, ratio, macs_reduction, params_reduction, scope, round_to, ratios):
+    """Which classes of the graph stay alive: (classes,) bool; and the criterion object."""
+    targets = {"ratio": ratio, "macs_reduction": macs_reduction, "params_reduction": params_reduction}
+    target, value = _the_target(targets, ratios)
+    if scope not in ("layer", "global"):
+        raise ValueError(f'scope must be "layer" or "global". Received: scope={scope!r}')
+    if round_to < 1 or round_to != int(round_to):
+        raise ValueError(f"round_to must be a positive integer. Received: round_to={round_to}")
+    chooser = _Chooser(graph, criteria.get(criterion), round_to)
+    counts = {index: len(group) for index, group in enumerate(graph.groups)}
+    fixed = _fixed_counts(graph, ratios or {}, round_to)
+    counts.update(fixed)
+    free = [index for index in counts if index not in fixed] if target else []
+    steps = chooser.steps(free, scope)
+    if target == "ratio":
+        at = budget.counts_at_ratio if scope == "layer" else budget.counts_at_fraction
+        counts = at(counts, steps, value)
+    elif target:
+        counts = chooser.solve(counts, steps, target.removesuffix("_reduction"), value)
+    return chooser.alive(counts), chooser.criterion
+
+
+class _Chooser:
+    """Applies a criterion to the groups of a graph."""
+
+    def __init__(self, graph, criterion, round_to):
+        self.graph, self.criterion, self.round_to = graph, criterion, round_to
+        self.matrices = criteria_matrices(graph, criterion)
+
+    def steps(self, free, scope):
+        """The steps in which the free groups shrink."""
+        if scope == "layer":
+            return budget.steps_by_ratio(self.graph.groups, free, self.round_to)
+        scores = {index: self._comparable_scores(index) for index in free}
+        return budget.steps_by_score(scores, free, self.round_to)
+
+    def solve(self, counts, steps, what, target):
+        """The counts that reach a reduction of "macs" or "params"."""
+        everything = self.graph.cost(np.ones(len(self.graph.frozen), bool))
+        if getattr(everything, what) is None:
+            raise ValueError("macs_reduction needs a model with a fixed input size: its height or width is open.")
+
+        def reduction(counts, alive=self._first):
+            return 1 - getattr(self.graph.cost(alive(counts)), what) / getattr(everything, what)
+
+        exact = self.round_to == 1
+        solved = budget.solve(counts, steps, reduction, target, exact)
+        if reduction(solved, self.alive) >= target:
+            return solved
+        # Channels of one group can have different consumers; then the cut depends on which of them go.
+        return budget.solve(counts, steps, lambda counts: reduction(counts, self.alive), target, exact)
+
+    def alive(self, counts):
+        """The classes that stay when each group keeps its count by the criterion."""
+        alive = np.ones(len(self.graph.frozen), bool)
+        for index, group in enumerate(self.graph.groups):
+            if counts[index] < len(group):
+                matrix = self.matrices(group, alive if self.criterion.front_to_back else None)
+                alive[group.classes] = False
+                alive[group.classes[self.criterion.keep(matrix, counts[index])]] = True
+        return alive
+
+    def _first(self, counts):
+        """The classes that stay when each group keeps its first channels: same widths as `alive`, but fast."""
+        alive = np.ones(len(self.graph.frozen), bool)
+        for index, group in enumerate(self.graph.groups):
+            alive[group.classes[counts[index] :]] = False
+        return alive
+
+    def _comparable_scores(self, index):
+        scores = np.asarray(self.criterion.scores(self.matrices(self.graph.groups[index], None)), float)
+        return scores if self.criterion.comparable else scores / max(scores.mean(), 1e-12)
+
+
+def criteria_matrices(graph, criterion):
+    """The function (group, alive) -> matrix that a criterion judges."""
+    return graph.filters
+
+
+def _the_target(targets, ratios):
+    given = {name: value for name, value in targets.items() if value is not None}
+    if len(given) > 1 or (not given and ratios is None):
+        raise ValueError(f"Give exactly one of {', '.join(targets)}. Received: {given or 'none'}")
+    for name, value in given.items():
+        if not 0 < value < 1:
+            raise ValueError(f"{name} must be in (0, 1). Received: {name}={value}")
+    return next(iter(given.items()), (None, None))
+
+
+def _fixed_counts(graph, ratios, round_to):
+    """{group index: channels kept} of the groups that `ratios` decides."""
+    names = [name for name, _ in graph.layers.values()]
+    counts = {}
+    for name, ratio in ratios.items():
+        if not 0 <= ratio < 1:
+            raise ValueError(f"ratios[{name!r}] must be in [0, 1). Received: {ratio}")
+        if name not in names:
+            raise ValueError(no_such_layer("ratios", name, names))
+        mine = [index for index, group in enumerate(graph.groups) if name in group.positions]
+        if not mine and ratio > 0:
+            raise ValueError(f"ratios names a layer without channels that can be removed: {name!r}.")
+        for index in mine:
+            size = len(graph.groups[index])
+            steps = budget.steps_by_ratio(graph.groups, [index], round_to)
+            count = budget.counts_at_ratio({index: size}, steps, ratio)[index]
+            if counts.setdefault(index, count) != count:
+                others = [other for other in ratios if other != name and other in graph.groups[index].positions]
+                raise ValueError(f"ratios gives coupled layers different ratios: {name!r} and {others[0]!r}.")
+    return counts

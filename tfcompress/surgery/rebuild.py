@@ -1,0 +1,76 @@
+"""From a plan to a smaller network: clone with other widths, then assign the sliced weights."""
+
+import keras
+import numpy as np
+
+from tfcompress.graph import is_nested_model
+from tfcompress.surgery.channel_graph import ChannelGraph
+from tfcompress.surgery.plan import classes_kept
+
+
+def apply_plan(model, plan):
+    """Builds the network that a plan describes.
+
+    Args:
+        model: the Keras model that the plan was made for. It is not changed.
+        plan: a `PruningPlan`.
+
+    Returns:
+        A Keras model of the same layers and names, not compiled, with fewer channels and the kept weights.
+
+    Raises:
+        ValueError: if the plan is for another network.
+    """
+    graph = ChannelGraph(model, plan.skip)
+    return rebuild(graph, classes_kept(graph, plan))
+
+
+def rebuild(graph, alive):
+    """Builds the network with only the given classes of a `ChannelGraph`: (classes,) bool."""
+    clones = []
+
+    def kept(ids):
+        return int(np.count_nonzero(alive[graph.class_of[ids]]))
+
+    def clone(operation):
+        config = operation.get_config()
+        if id(operation) in graph.resizes:
+            config.update(graph.resizes[id(operation)][1](kept))
+        new = type(operation).from_config(config)
+        clones.append((operation, new))
+        return new
+
+    model = keras.models.clone_model(graph.model, clone_function=clone, recursive=True)
+    for old, new in clones:
+        _assign(graph, alive, old, new)
+    _copy_trainable(graph.model, model)
+    return _uncompiled(model)
+
+
+def _assign(graph, alive, old, new):
+    for source, target in zip(getattr(old, "variables", ()), getattr(new, "variables", ())):
+        value = np.asarray(keras.ops.convert_to_numpy(source))
+        for axis, indices in graph.indices(source, alive).items():
+            if len(indices) < value.shape[axis]:
+                value = value.take(indices, axis)
+        target.assign(value)
+
+
+def _copy_trainable(old, new):
+    """A model's `trainable` is not cloned, and setting it overwrites that of its layers."""
+    new.trainable = old.trainable
+    for old_layer, new_layer in zip(old.layers, new.layers):
+        if is_nested_model(old_layer):
+            _copy_trainable(old_layer, new_layer)
+        elif new_layer.trainable != old_layer.trainable:
+            new_layer.trainable = old_layer.trainable
+
+
+def _uncompiled(model):
+    """The model without the optimizer that `clone_model` gives the clone of a compiled model."""
+    if not model.compiled:
+        return model
+    if isinstance(model, keras.Sequential):
+        (x,) = model.inputs
+        return keras.Sequential([keras.Input(batch_shape=x.shape, dtype=x.dtype), *model.layers], name=model.name)
+    return keras.Model(model.input, model.output, name=model.name)
