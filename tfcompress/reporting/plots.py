@@ -49,9 +49,7 @@ def _accuracy_against_bytes(summary):
     figure, axes = _figure(summary, "bytes", "top-1 of the file (%)")
     for metric, (marker, label) in SIZES.items():
         _points(axes, summary, metric, label, marker)
-    for variant, spreads in summary.variants.items():
-        position = (spreads["gzip_bytes"].mean, spreads["top1_tflite"].mean)
-        axes.annotate(variant, position, xytext=(4, -9), textcoords="offset points", fontsize=7)
+    _name_points(axes, summary, "gzip_bytes")
     for name, size, accuracy in _published_sizes(summary):
         axes.plot(size, accuracy, "*", markersize=12, label=f"{name} (published)")
     axes.set_xscale("log")
@@ -62,9 +60,7 @@ def _accuracy_against_bytes(summary):
 def _sparsity_against_accuracy(summary):
     figure, axes = _figure(summary, "sparsity (%)", "top-1 of the file (%)")
     _points(axes, summary, "sparsity", "ours", "o")
-    for variant, spreads in summary.variants.items():
-        position = (spreads["sparsity"].mean, spreads["top1_tflite"].mean)
-        axes.annotate(variant, position, xytext=(4, -9), textcoords="offset points", fontsize=7)
+    _name_points(axes, summary, "sparsity")
     return figure
 
 
@@ -104,6 +100,13 @@ def _points(axes, summary, metric, label, marker):
         fmt=marker,
         label=label,
     )
+
+
+def _name_points(axes, summary, metric):
+    for variant, spreads in summary.variants.items():
+        position = (spreads[metric].mean, spreads["top1_tflite"].mean)
+        # Tilted, neighbours at the same height do not cover each other.
+        axes.annotate(variant, position, (4, -4), textcoords="offset points", fontsize=7, rotation=-35, va="top")
 
 
 def _published_sizes(summary):

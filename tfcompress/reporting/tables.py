@@ -136,7 +136,7 @@ def _section(summary, comparison, results):
     parts = [f"## {summary.experiment}, profile {summary.profile}\n", f"Data set {summary.dataset}; seeds {seeds}.\n"]
     if not summary.same_config:
         parts.append("**The seeds ran with different configurations.**\n")
-    metrics = [name for name in SHOWN if any(name in spreads for spreads in summary.variants.values())]
+    metrics = [name for name in SHOWN if _is_telling(name, summary)]
     parts.append(_markdown(["variant", *map(_heading, metrics)], _cells(summary, metrics)))
     if comparison:
         names = ["point", "our variant", "figure", "published", "to reach", "ours", "verdict"]
@@ -145,6 +145,12 @@ def _section(summary, comparison, results):
     for plot in sorted(folder.glob(f"{summary.profile}-*.png")):
         parts.append(f"![{plot.stem}]({summary.experiment}/{plot.name})\n")
     return "\n".join(parts)
+
+
+def _is_telling(name, summary):
+    """Whether some variant has the metric; where nothing is cut, a column of zeros says nothing."""
+    values = [spreads[name].mean for spreads in summary.variants.values() if name in spreads]
+    return any(values) if name.endswith("_cut") else bool(values)
 
 
 def _heading(name):
