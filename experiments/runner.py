@@ -72,6 +72,7 @@ class Run:
         workdir: folder of all runs.
         results: folder of all results.
         seconds: {stage: wall-clock seconds}, kept over interruptions.
+        notices: what must be said again at the end.
     """
 
     experiment: str
@@ -82,6 +83,7 @@ class Run:
     workdir: Path
     results: Path
     seconds: dict = dataclasses.field(default_factory=dict)
+    notices: list = dataclasses.field(default_factory=list)
 
     @property
     def directory(self):
@@ -114,6 +116,13 @@ class Run:
             self.seconds[name] = round(epochs_before + time.perf_counter() - start, 1)
             _write(clock, json.dumps(self.seconds[name]))
         print(f"== {name}: {self.seconds[name]:.0f} s", flush=True)
+
+    def close(self):
+        """Prints the time of every stage, and the notices of the beginning once more."""
+        print("\n".join(f"{name:24}{seconds:8.0f} s" for name, seconds in self.seconds.items()))
+        print(f"{'total':24}{sum(self.seconds.values()):8.0f} s", flush=True)
+        for notice in self.notices:
+            print(notice, file=sys.stderr)
 
     def publish(self, path):
         """Copies a file into the results."""

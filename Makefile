@@ -1,0 +1,52 @@
+# `make` lists the targets. Every target sets up .venv on first use.
+PYTHON ?= python3
+PROFILE ?= quick
+SEEDS ?= 0
+ARGS ?=
+
+BIN := .venv/bin
+READY := .venv/.ready
+export TF_CPP_MIN_LOG_LEVEL ?= 3
+
+.DEFAULT_GOAL := help
+.PHONY: help setup test test-all lint reproduce-lenet tables plots bench clean
+
+help:  ## list the targets
+	@echo "Targets (variables: PROFILE=smoke|quick|full SEEDS=\"0 1 2\" ARGS=... PYTHON=python3):"
+	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  %-18s %s\n", $$1, $$2}'
+
+setup: $(READY)  ## create .venv with the tested versions
+
+$(READY): setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	@touch $@
+
+test: $(READY)  ## run the tests (under 15 minutes on 2 cores)
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-all: $(READY)  ## run the slow tests too
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(READY)  ## check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+reproduce-lenet: $(READY)  ## LeNet-5 on MNIST: prune, quantize, export, compare (PROFILE=full SEEDS="0 1 2" for the table)
+	@for seed in $(SEEDS); do \
+		$(BIN)/python -m experiments.lenet --profile=$(PROFILE) --seed=$$seed $(ARGS) || exit $$?; \
+	done
+	@$(MAKE) --no-print-directory tables plots
+
+tables: $(READY)  ## write results/README.md and the CSV tables from the records
+	$(BIN)/python -m tfcompress.reporting tables --results=results
+
+plots: $(READY)  ## draw the plots from the records
+	$(BIN)/python -m tfcompress.reporting plots --results=results
+
+bench: $(READY)  ## time the training path against plain tf_keras (writes results/bench)
+	$(BIN)/python -m experiments.bench_training
+
+clean:  ## remove .venv, caches and unfinished runs (asks nothing; results/ stays)
+	rm -rf .venv runs .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

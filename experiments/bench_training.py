@@ -1,0 +1,104 @@
+"""Training speed: this package's `fit` against plain tf_keras, ResNet20 on CIFAR-10-sized images.
+
+    python -m experiments.bench_training
+
+Every round trains tf_keras, `fit` in float32 and `fit` in bfloat16 one after the other on the same synthetic images
+(speed does not depend on their content); the first epoch of each, which compiles, is not counted. Ratios are taken
+within a round, so that a machine whose speed drifts does not favour one of them. Writes results/bench/training.json.
+"""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+from absl import app, flags
+
+FLAGS = flags.FLAGS
+flags.DEFINE_integer("rounds", 5, "how often each of the three is trained")
+flags.DEFINE_integer("images", 4096, "images of an epoch")
+flags.DEFINE_integer("epochs", 3, "epochs of one training; the first is not counted")
+flags.DEFINE_string("results", "results", "where the record goes")
+
+BATCH = 128
+
+
+def main(_):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (FLAGS.images, 32, 32, 3), dtype=np.uint8)
+    labels = rng.integers(0, 10, FLAGS.images)
+    rounds = []
+    for number in range(FLAGS.rounds):
+        speeds = {
+            "tf_keras": _plain_tf_keras(images, labels),
+            "fit float32": _fit(images, labels, "float32"),
+            "fit bfloat16": _fit(images, labels, "mixed_bfloat16"),
+        }
+        rounds.append(speeds)
+        print(f"round {number + 1}/{FLAGS.rounds}: " + ", ".join(f"{k} {v:,.0f} images/s" for k, v in speeds.items()))
+    _write(rounds)
+
+
+def _plain_tf_keras(images, labels):
+    from tfcompress.keras2 import tf_keras
+
+    model = _to_tf_keras()
+    optimizer = tf_keras.optimizers.SGD(0.1, momentum=0.9, nesterov=True, weight_decay=5e-3)
+    model.compile(optimizer, tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True), ["accuracy"])
+    seconds = []
+
+    class Clock(tf_keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            self.start = time.perf_counter()
+
+        def on_epoch_end(self, epoch, logs=None):
+            seconds.append(time.perf_counter() - self.start)
+
+    x = images.astype("float32") / 255
+    model.fit(x, labels, BATCH, FLAGS.epochs, callbacks=[Clock()], verbose=0)
+    return len(images) / np.median(seconds[1:])
+
+
+def _to_tf_keras():
+    from tfcompress.keras2 import to_tf_keras
+    from tfcompress.models import resnet
+
+    return to_tf_keras(resnet(20))
+
+
+def _fit(images, labels, precision):
+    from tfcompress.models import resnet
+    from tfcompress.training import TrainingConfig, fit
+
+    config = TrainingConfig(FLAGS.epochs, BATCH, weight_decay=5e-3, precision=precision)
+    history = fit(resnet(20), images, labels, config)
+    return len(images) / np.median([row["seconds"] for row in history[1:]])
+
+
+def _write(rounds):
+    from tfcompress.reporting import environment
+
+    ratios = {
+        name: float(np.median([speeds[name] / speeds["tf_keras"] for speeds in rounds]))
+        for name in ("fit float32", "fit bfloat16")
+    }
+    for name, ratio in ratios.items():
+        print(f"{name}: {ratio:.2f} x the speed of plain tf_keras (median of {len(rounds)} pairs)")
+    record = {
+        "benchmark": "training, ResNet20, 32x32x3, batch 128",
+        "command": f"python -m experiments.bench_training --rounds={FLAGS.rounds} --images={FLAGS.images}",
+        "environment": environment(),
+        "images_per_second": rounds,
+        "median_ratio_to_tf_keras": ratios,
+    }
+    path = Path(FLAGS.results) / "bench" / "training.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(record, indent=1) + "\n")
+    os.replace(part, path)
+    print(f"written: {path}")
+
+
+if __name__ == "__main__":
+    app.run(main)

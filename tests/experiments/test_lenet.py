@@ -1,0 +1,82 @@
+"""The LeNet experiment end to end, in seconds, on digits."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tfcompress import evaluate_tflite
+from tfcompress.reporting import read_records
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(folder, *flags, **environment):
+    command = [sys.executable, "-m", "experiments.lenet", f"--workdir={folder / 'runs'}", f"--results={folder / 'results'}"]
+    return subprocess.run(
+        [*command, *flags], cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("smoke")
+    done = run(folder, "--profile=smoke")
+    assert done.returncode == 0, done.stderr
+    return folder, done
+
+
+def test_record_matches_its_files(smoke, digits):
+    folder, _ = smoke
+    (record,) = read_records(folder / "results")
+    assert (record.experiment, record.dataset, record.profile) == ("lenet-digits", "digits", "smoke")
+    rows = {row.variant: row for row in record.rows}
+    assert list(rows) == ["float32", "int8-ptq", "int8-qat", "sparse50-int8-qat", "sparse90-int8-qat"]
+    for name, row in rows.items():
+        assert row.params == 431_080 and row.macs == 2_293_000
+        if row.tflite:
+            file = folder / "results" / "lenet-digits" / "smoke-seed0" / row.tflite
+            assert evaluate_tflite(file, digits.x_test, digits.y_test) == pytest.approx(row.top1_tflite), name
+    assert rows["sparse90-int8-qat"].sparsity == pytest.approx(0.9, abs=0.01)
+    assert rows["sparse90-int8-qat"].gzip_bytes < rows["sparse50-int8-qat"].gzip_bytes < rows["int8-qat"].gzip_bytes
+    assert sum(row.selected for row in record.rows) == 1
+
+
+def test_same_command_skips_what_is_done(smoke):
+    folder, first = smoke
+    before = json.loads((folder / "results/lenet-digits/smoke-seed0/record.json").read_text())
+    again = run(folder, "--profile=smoke")
+    after = json.loads((folder / "results/lenet-digits/smoke-seed0/record.json").read_text())
+    assert "epoch" in first.stdout and "epoch" not in again.stdout
+    assert before["seconds"] == after["seconds"]
+    for a, b in zip(before["rows"], after["rows"]):
+        assert a["top1_tflite"] == b["top1_tflite"] and a["gzip_bytes"] == b["gzip_bytes"]
+
+
+def test_without_mnist_it_says_so_and_touches_no_mnist_record(tmp_path):
+    """An npz that is damaged stands for a data set that cannot be had; a machine of the tests may be online."""
+    (tmp_path / "mnist.npz").write_bytes(b"cut short")
+    done = run(
+        tmp_path,
+        "--profile=smoke",
+        "--dataset=mnist",
+        "--sparsities=0.5",
+        "--epochs=1",
+        TFCOMPRESS_DATA_DIR=str(tmp_path),
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("RUNNING ON scikit-learn's digits INSTEAD") == 2
+    assert done.stderr.rstrip().endswith("not comparable with the published numbers.")
+    assert [path.name for path in (tmp_path / "results").iterdir()] == ["lenet-digits"]
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [("--profile=fast", "smoke"), ("--epochs=many", "epochs"), ("--dataset=imagenet", "there are mnist")],
+)
+def test_bad_flags_are_named(tmp_path, flag, message):
+    done = run(tmp_path, "--profile=smoke", flag)
+    assert done.returncode != 0 and message in done.stdout + done.stderr
