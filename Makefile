@@ -36,7 +36,7 @@ reproduce-lenet: $(READY)  ## LeNet-5 on MNIST: prune, quantize, export, compare
 	@for seed in $(SEEDS); do \
 		$(BIN)/python -m experiments.lenet --profile=$(PROFILE) --seed=$$seed $(ARGS) || exit $$?; \
 	done
-	@$(MAKE) --no-print-directory tables plots
+	@$(MAKE) --no-print-directory plots tables
 
 tables: $(READY)  ## write results/README.md and the CSV tables from the records
 	$(BIN)/python -m tfcompress.reporting tables --results=results

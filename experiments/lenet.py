@@ -31,14 +31,23 @@ class Config:
     dataset: str = option("mnist", "mnist, fashion_mnist or digits")
     train_images: int = option(0, "train on so many images only; 0 means all")
     epochs: int = option(25, "epochs of the float network")
-    sparse_epochs: int = option(6, "epochs of pruning for each sparsity")
-    qat_epochs: int = option(3, "epochs of quantization-aware training for each variant")
     sparsities: tuple = option((0.5, 0.7, 0.8, 0.9, 0.95, 0.98), "fractions of the weights to remove, increasing")
+    sparse_epochs: tuple = option((2, 2, 2, 3, 4, 5), "epochs of pruning for each sparsity")
+    qat_epochs: int = option(2, "epochs of quantization-aware training for each variant")
+
+    def __post_init__(self):
+        if len(self.sparse_epochs) != len(self.sparsities) or tuple(sorted(self.sparsities)) != self.sparsities:
+            raise ValueError(
+                "sparsities must increase, and sparse_epochs give one number for each. "
+                f"Received: {self.sparsities} and {self.sparse_epochs}"
+            )
 
 
 PROFILES = {
-    "smoke": Config(dataset="digits", train_images=512, epochs=2, sparse_epochs=1, qat_epochs=1, sparsities=(0.5, 0.9)),
-    "quick": Config(train_images=20000, epochs=6, sparse_epochs=3, qat_epochs=2, sparsities=(0.5, 0.9, 0.98)),
+    "smoke": Config(
+        dataset="digits", train_images=512, epochs=2, sparsities=(0.5, 0.9), sparse_epochs=(1, 1), qat_epochs=1
+    ),
+    "quick": Config(train_images=20000, epochs=6, sparsities=(0.5, 0.9, 0.98), sparse_epochs=(2, 2, 3), qat_epochs=2),
     "full": Config(),
 }
 
@@ -55,10 +64,10 @@ def run(task):
         quantized = _quantize(baseline, baseline, split, config, task.seed, directory)
     variants.append(_variant(task, "int8-qat", quantized, "int8"))
     sparse = baseline
-    for sparsity in config.sparsities:
+    for sparsity, epochs in zip(config.sparsities, config.sparse_epochs):
         name = f"sparse{100 * sparsity:g}"
         with task.stage(name) as directory:
-            sparse = _prune(sparse, sparsity, baseline, split, config, task.seed, directory)
+            sparse = _prune(sparse, sparsity, epochs, baseline, split, task.seed, directory)
         with task.stage(f"{name}-int8-qat") as directory:
             quantized = _quantize(sparse, baseline, split, config, task.seed, directory, preserve_sparsity=True)
         variants.append(_variant(task, f"{name}-int8-qat", quantized, "int8"))
@@ -74,19 +83,21 @@ def _train_float(split, config, seed, directory):
     from tfcompress.training import TrainingConfig, fit
 
     keras.utils.set_random_seed(seed)
-    model = lenet5()
+    trained = lenet5(dropout=0.5)
     training = TrainingConfig(
         epochs=config.epochs, learning_rate=0.05, warmup_epochs=1, weight_decay=5e-3, crop_padding=2, seed=seed
     )
-    fit(model, *split.train, training, validation=split.validation, directory=directory)
+    fit(trained, *split.train, training, validation=split.validation, directory=directory)
+    model = lenet5()
+    model.set_weights(trained.get_weights())
     return model
 
 
-def _prune(model, sparsity, teacher, split, config, seed, directory):
+def _prune(model, sparsity, epochs, teacher, split, seed, directory):
     from tfcompress import sparsify
     from tfcompress.training import TrainingConfig
 
-    training = TrainingConfig(epochs=config.sparse_epochs, learning_rate=0.02, crop_padding=2, seed=seed)
+    training = TrainingConfig(epochs=epochs, learning_rate=0.02, crop_padding=2, seed=seed)
     return sparsify(
         model, sparsity, *split.train, training, teacher=teacher, validation=split.validation, directory=directory
     )

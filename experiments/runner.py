@@ -54,6 +54,18 @@ def main(name, profiles, run):
         sys.exit("interrupted; the same command goes on where it stopped")
 
 
+def _override(config, names):
+    """The configuration with the values of the named flags; a tuple's numbers keep the type of the default's."""
+    values = {name: FLAGS[name].value for name in names}
+    for name, value in values.items():
+        if isinstance(value, list):
+            values[name] = tuple(map(type(getattr(config, name)[0]), value))
+    try:
+        return dataclasses.replace(config, **values)
+    except ValueError as error:
+        raise app.UsageError(str(error)) from error
+
+
 def _define(field):
     define = {int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string, tuple: flags.DEFINE_list}
     define[field.type](field.name, None, field.metadata["help"])

@@ -15,7 +15,13 @@ ROOT = Path(__file__).parents[2]
 
 
 def run(folder, *flags, **environment):
-    command = [sys.executable, "-m", "experiments.lenet", f"--workdir={folder / 'runs'}", f"--results={folder / 'results'}"]
+    command = [
+        sys.executable,
+        "-m",
+        "experiments.lenet",
+        f"--workdir={folder / 'runs'}",
+        f"--results={folder / 'results'}",
+    ]
     return subprocess.run(
         [*command, *flags], cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, check=False
     )
@@ -64,6 +70,7 @@ def test_without_mnist_it_says_so_and_touches_no_mnist_record(tmp_path):
         "--profile=smoke",
         "--dataset=mnist",
         "--sparsities=0.5",
+        "--sparse_epochs=1",
         "--epochs=1",
         TFCOMPRESS_DATA_DIR=str(tmp_path),
     )
@@ -75,7 +82,12 @@ def test_without_mnist_it_says_so_and_touches_no_mnist_record(tmp_path):
 
 @pytest.mark.parametrize(
     ("flag", "message"),
-    [("--profile=fast", "smoke"), ("--epochs=many", "epochs"), ("--dataset=imagenet", "there are mnist")],
+    [
+        ("--profile=fast", "smoke"),
+        ("--epochs=many", "epochs"),
+        ("--dataset=imagenet", "there are mnist"),
+        ("--sparsities=0.9,0.5", "must increase"),
+    ],
 )
 def test_bad_flags_are_named(tmp_path, flag, message):
     done = run(tmp_path, "--profile=smoke", flag)
