@@ -97,8 +97,13 @@ def profile(model):
 
 def parameters(operation):
     """Number of parameters of a layer, without statistics; zero for a raw operation."""
+    return sum(math.prod(weight.shape) for weight in counted_weights(operation))
+
+
+def counted_weights(operation):
+    """The weights of a layer that count as parameters: all but the statistics of a normalization."""
     statistics = {id(variable) for variable in _statistics(operation)}
-    return sum(math.prod(w.shape) for w in getattr(operation, "weights", ()) if id(w) not in statistics)
+    return [weight for weight in getattr(operation, "weights", ()) if id(weight) not in statistics]
 
 
 def call_macs(call):

@@ -13,12 +13,14 @@ class Criterion:
             of weight times gradient).
         comparable: whether scores of different layers can be compared as they are; if not, a global scope divides
             them by their layer's mean.
+        threshold: if not None, the criterion decides the number of filters itself, by `count`.
         front_to_back: whether each layer is judged as already sliced by the layers before it.
     """
 
     name = ""
     reads = "filters"
     comparable = False
+    threshold = None
     front_to_back = False
 
     def scores(self, filters):
@@ -33,3 +35,7 @@ class Criterion:
         """The indices of the `count` filters to keep, ascending. Ties go to the earlier filter."""
         order = np.argsort(-np.asarray(self.scores(filters)), kind="stable")
         return np.sort(order[:count])
+
+    def count(self, filters):
+        """How many filters to keep at the criterion's own threshold: (N, d) to an integer in 1..N."""
+        raise NotImplementedError

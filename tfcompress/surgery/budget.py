@@ -101,7 +101,7 @@ def solve(counts, steps, reduction, target, exact=True):
     result = _after(counts, steps[:taken])
     if not exact or reduction(result) <= target + TOLERANCE:
         return result
-    return _closest_last_step(_after(counts, steps[: taken - 1]), steps[taken - 1 :], reduction, target)
+    return _fill(_after(counts, steps[: taken - 1]), steps[taken - 1 :], reduction, target)
 
 
 def _shortest(counts, steps, reduction, target):
@@ -118,21 +118,25 @@ def _shortest(counts, steps, reduction, target):
     return low
 
 
-def _closest_last_step(counts, steps, reduction, target):
-    """The next step of any other group that lands closest above the target, where the step in order goes too far."""
-    next_steps = {}
+def _fill(counts, steps, reduction, target):
+    """Takes further steps in order, passing over the groups whose next channel goes too far, until the target."""
+    too_wide, least_above = set(), np.inf
     for step in steps:
-        next_steps.setdefault(step.group, step)
-    candidates = [{**counts, step.group: step.count} for step in next_steps.values()]
-    reached = [reduction(candidate) for candidate in candidates]
-    above = [i for i, value in enumerate(reached) if value >= target]
-    best = min(above, key=lambda i: reached[i])
-    if reached[best] > target + TOLERANCE:
-        raise ValueError(
-            f"A reduction of {target:.1%} cannot be reached to within {TOLERANCE:.0%}: one channel less leads from "
-            f"{reduction(counts):.1%} to {reached[best]:.1%}. Ask for one of these."
-        )
-    return candidates[best]
+        if step.group in too_wide:
+            continue
+        candidate = {**counts, step.group: step.count}
+        reached = reduction(candidate)
+        if reached > target + TOLERANCE:
+            too_wide.add(step.group)
+            least_above = min(least_above, reached)
+        elif reached >= target:
+            return candidate
+        else:
+            counts = candidate
+    raise ValueError(
+        f"A reduction of {target:.1%} cannot be reached to within {TOLERANCE:.0%}: one channel less leads from "
+        f"{reduction(counts):.1%} to {least_above:.1%}. Ask for one of these."
+    )
 
 
 def _after(counts, steps):

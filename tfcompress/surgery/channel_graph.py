@@ -218,7 +218,7 @@ class ChannelGraph:
 
     def cost(self, alive):
         """The `Cost` of the network with only these classes, without building it."""
-        counts = [np.count_nonzero(alive[classes]) for classes in self._widths]
+        counts = [int(np.count_nonzero(alive[classes])) for classes in self._widths]
         params, macs, int8_bytes = 0, 0, 0
         for constant, widths, uses, weight_bytes in self._terms:
             size = constant * math.prod(counts[i] for i in widths)

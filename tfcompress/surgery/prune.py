@@ -8,6 +8,7 @@ import numpy as np
 from tfcompress import criteria
 from tfcompress.surgery import budget
 from tfcompress.surgery.channel_graph import ChannelGraph, no_such_layer
+from tfcompress.surgery.matrices import matrices
 from tfcompress.surgery.plan import PruningPlan
 from tfcompress.surgery.rebuild import rebuild
 
@@ -95,12 +96,13 @@ def plan_pruning(
 def _choose(graph, criterion, ratio, macs_reduction, params_reduction, scope, round_to, ratios):
     """Which classes of the graph stay alive: (classes,) bool; and the criterion object."""
     targets = {"ratio": ratio, "macs_reduction": macs_reduction, "params_reduction": params_reduction}
-    target, value = _the_target(targets, ratios)
+    criterion = criteria.get(criterion)
+    target, value = _the_target(targets, ratios, criterion)
     if scope not in ("layer", "global"):
         raise ValueError(f'scope must be "layer" or "global". Received: scope={scope!r}')
     if round_to < 1 or round_to != int(round_to):
         raise ValueError(f"round_to must be a positive integer. Received: round_to={round_to}")
-    chooser = _Chooser(graph, criteria.get(criterion), round_to)
+    chooser = _Chooser(graph, criterion, round_to)
     counts = {index: len(group) for index, group in enumerate(graph.groups)}
     fixed = _fixed_counts(graph, ratios or {}, round_to)
     counts.update(fixed)
@@ -111,7 +113,9 @@ def _choose(graph, criterion, ratio, macs_reduction, params_reduction, scope, ro
         counts = at(counts, steps, value)
     elif target:
         counts = chooser.solve(counts, steps, target.removesuffix("_reduction"), value)
-    return chooser.alive(counts), chooser.criterion
+    elif criterion.threshold is not None:
+        counts = fixed
+    return chooser.alive(counts), criterion
 
 
 class _Chooser:
@@ -119,7 +123,7 @@ class _Chooser:
 
     def __init__(self, graph, criterion, round_to):
         self.graph, self.criterion, self.round_to = graph, criterion, round_to
-        self.matrices = criteria_matrices(graph, criterion)
+        self.matrices = matrices(graph, criterion)
 
     def steps(self, free, scope):
         """The steps in which the free groups shrink."""
@@ -145,14 +149,20 @@ class _Chooser:
         return budget.solve(counts, steps, lambda counts: reduction(counts, self.alive), target, exact)
 
     def alive(self, counts):
-        """The classes that stay when each group keeps its count by the criterion."""
+        """The classes that stay when each group keeps its count by the criterion; without a count, by its threshold."""
         alive = np.ones(len(self.graph.frozen), bool)
         for index, group in enumerate(self.graph.groups):
-            if counts[index] < len(group):
-                matrix = self.matrices(group, alive if self.criterion.front_to_back else None)
-                alive[group.classes] = False
-                alive[group.classes[self.criterion.keep(matrix, counts[index])]] = True
+            if counts.get(index, 0) == len(group):
+                continue
+            matrix = self.matrices(group, alive if self.criterion.front_to_back else None)
+            count = counts[index] if index in counts else self._count_at_threshold(matrix)
+            alive[group.classes] = False
+            alive[group.classes[self.criterion.keep(matrix, count)]] = True
         return alive
+
+    def _count_at_threshold(self, matrix):
+        allowed = budget.allowed_counts(len(matrix), self.round_to)
+        return min(allowed, key=lambda count: abs(count - self.criterion.count(matrix)))
 
     def _first(self, counts):
         """The classes that stay when each group keeps its first channels: same widths as `alive`, but fast."""
@@ -166,14 +176,12 @@ class _Chooser:
         return scores if self.criterion.comparable else scores / max(scores.mean(), 1e-12)
 
 
-def criteria_matrices(graph, criterion):
-    """The function (group, alive) -> matrix that a criterion judges."""
-    return graph.filters
-
-
-def _the_target(targets, ratios):
+def _the_target(targets, ratios, criterion):
+    """The one target given, (name, value), or (None, None) if `ratios` or the criterion's threshold decide alone."""
     given = {name: value for name, value in targets.items() if value is not None}
-    if len(given) > 1 or (not given and ratios is None):
+    if given and criterion.threshold is not None:
+        raise ValueError(f"A criterion with a threshold needs no {next(iter(given))}: give one of the two.")
+    if len(given) > 1 or (not given and ratios is None and criterion.threshold is None):
         raise ValueError(f"Give exactly one of {', '.join(targets)}. Received: {given or 'none'}")
     for name, value in given.items():
         if not 0 < value < 1:

@@ -1,0 +1,235 @@
+"""Plans, budgets and the errors of bad input."""
+
+import json
+import re
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from tfcompress import apply_plan, criteria, plan_pruning, profile, prune_channels
+from tfcompress.models import lenet5, resnet
+from tfcompress.surgery import ChannelGraph, PruningPlan
+
+
+@pytest.fixture(scope="module")
+def net():
+    return resnet(14)
+
+
+@pytest.fixture(scope="module")
+def images():
+    rng = np.random.default_rng(0)
+    return rng.random((32, 32, 32, 3), "float32"), rng.integers(0, 10, 32)
+
+
+def widths(plan):
+    return {name: len(kept) for name, kept in plan.kept.items()}
+
+
+@pytest.mark.parametrize("ratio", [0.25, 0.5, 0.7])
+def test_ratio_is_the_ratio_of_every_layer(net, ratio):
+    plan = plan_pruning(net, ratio=ratio)
+    for name, kept in plan.kept.items():
+        if name != "logits":
+            assert len(kept) / plan.widths[name] == pytest.approx(1 - ratio, abs=0.5 / 16 + 1e-9)
+
+
+@pytest.mark.parametrize("what", ["macs", "params"])
+@pytest.mark.parametrize("scope", ["layer", "global"])
+@pytest.mark.parametrize("target", [0.1, 0.5, 0.786])
+def test_solved_cut_is_at_most_a_point_above_its_target(net, what, scope, target):
+    plan = plan_pruning(net, scope=scope, **{f"{what}_reduction": target})
+    assert target <= getattr(plan, f"{what}_reduction") <= target + 0.01
+    assert all(len(kept) >= 1 for kept in plan.kept.values())
+
+
+def test_solved_cut_is_the_smallest(net):
+    """One channel more in the last layer that was cut, and the target is missed."""
+    plan = plan_pruning(net, macs_reduction=0.5)
+    graph = ChannelGraph(net)
+    missed = 0
+    for group in graph.groups:
+        alive = graph.alive(plan.kept)
+        dead = group.classes[~alive[group.classes]]
+        alive[dead[:1]] = True
+        missed += 1 - graph.cost(alive).macs / plan.before.macs < 0.5
+    assert missed >= 1
+
+
+@pytest.mark.parametrize("name", sorted(criteria.REGISTRY))
+def test_every_criterion_plans_the_same_budget(net, images, name):
+    criterion = criteria.Taylor(*images) if name == "taylor" else name
+    pruned, plan = prune_channels(net, criterion, macs_reduction=0.4)
+    assert 0.4 <= plan.macs_reduction <= 0.41
+    assert plan.criterion == name
+    counted = profile(pruned)
+    assert (counted.params, counted.macs) == (plan.after.params, plan.after.macs)
+
+
+def test_taylor_spares_the_channels_that_matter(images):
+    """A channel that nothing reads has no gradient; Taylor drops exactly those."""
+    model = lenet5(input_shape=(32, 32, 3))
+    kernel = np.array(model.get_layer("conv2").kernel)
+    kernel[:, :, ::2] = 0
+    model.get_layer("conv2").kernel.assign(kernel)
+    plan = plan_pruning(model, criteria.Taylor(*images), ratios={"conv1": 0.5})
+    np.testing.assert_array_equal(plan.kept["conv1"], np.arange(1, 20, 2))
+
+
+def test_bn_gamma_drops_the_small_scales(net):
+    rng = np.random.default_rng(0)
+    gamma = net.get_layer("stage3_block2_conv1_bn").gamma
+    old, new = np.array(gamma), rng.uniform(0.1, 2, 64)
+    gamma.assign(new)
+    plan = plan_pruning(net, "bn_gamma", ratio=0.5)
+    gamma.assign(old)
+    np.testing.assert_array_equal(plan.kept["stage3_block2_conv1"], np.sort(np.argsort(-new)[:32]))
+
+
+def test_front_to_back_criteria_judge_the_sliced_layer():
+    """Filters that differ only in what they read from removed channels are the same filter."""
+    rng = np.random.default_rng(0)
+    model = keras.Sequential([keras.Input((4, 4, 2)), layers.Conv2D(6, 1, name="a"), layers.Conv2D(4, 1, name="b")])
+    model.add(layers.Conv2D(2, 1, name="c"))
+    first = rng.normal(size=(1, 1, 2, 6))
+    first[..., 3:] = 0.9 * first[..., :3]  # filters 3 to 5 repeat 0 to 2, and are smaller: they go
+    second = rng.normal(size=(1, 1, 6, 4))
+    second[:, :, :3, 1] = second[:, :, :3, 0]  # apart only in the inputs 3 to 5
+    model.get_layer("a").kernel.assign(first)
+    model.get_layer("b").kernel.assign(second)
+    plan = plan_pruning(model, "diversity", ratios={"a": 0.5, "b": 0.25})
+    np.testing.assert_array_equal(plan.kept["a"], [0, 1, 2])
+    assert set(plan.kept["b"]) != {0, 1, 2} and len({0, 1} & set(plan.kept["b"])) == 1
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_round_to_gives_multiples_that_reach_the_target(net, scope):
+    plan = plan_pruning(net, macs_reduction=0.5, round_to=8, scope=scope)
+    assert plan.macs_reduction >= 0.5
+    assert all(width % 8 == 0 for name, width in widths(plan).items() if name != "logits")
+
+
+def test_global_scope_is_one_threshold(net):
+    rng = np.random.default_rng(0)
+    for layer in net.layers:
+        if isinstance(layer, layers.BatchNormalization):
+            layer.gamma.assign(rng.uniform(0, 1, layer.gamma.shape))
+    plan = plan_pruning(net, "bn_gamma", ratio=0.4, scope="global")
+    kept, gone = [], []
+    for name, indices in plan.kept.items():  # a block's first convolution is coupled to nothing else
+        if name.endswith("_conv1"):
+            gamma = np.array(net.get_layer(f"{name}_bn").gamma)
+            kept += gamma[indices].tolist()
+            gone += np.delete(gamma, indices).tolist()
+    assert max(gone) < min(kept)
+    removed = sum(
+        len(group) - np.isin(group.classes, np.flatnonzero(ChannelGraph(net).alive(plan.kept))).sum()
+        for group in ChannelGraph(net).groups
+    )
+    assert removed == pytest.approx(0.4 * sum(map(len, ChannelGraph(net).groups)), abs=1)
+
+
+def test_skip_and_ratios_override(net):
+    plan = plan_pruning(net, ratio=0.5, skip=["stage1_block1_conv1"], ratios={"stage2_block1_conv1": 0.25})
+    kept = widths(plan)
+    assert (kept["stage1_block1_conv1"], kept["stage2_block1_conv1"], kept["stage2_block2_conv1"]) == (16, 24, 16)
+    alone = widths(plan_pruning(net, ratios={"stage2_block1_conv1": 0.25}))
+    assert alone.pop("stage2_block1_conv1") == 24
+    assert all(width == plan.widths[name] for name, width in alone.items())
+
+
+def test_thresholds_choose_their_own_numbers(net):
+    for criterion in (criteria.Diversity(0.15), criteria.Redundancy(0.05)):
+        kept = widths(plan_pruning(net, criterion))
+        assert len({kept[f"stage3_block{block}_conv1"] for block in (1, 2)}) > 1
+
+
+def test_json_round_trip_and_apply(net):
+    plan = plan_pruning(net, ratio=0.5, skip=["conv1"])
+    again = PruningPlan.from_json(plan.to_json())
+    assert json.loads(again.to_json()) == json.loads(plan.to_json())
+    assert profile(apply_plan(net, again)).params == plan.after.params
+
+
+def test_pruning_twice_equals_the_composed_plan(net):
+    first = prune_channels(net, "l2", ratio=0.3)
+    second = prune_channels(first.model, "l1", ratio=0.4)
+    composed = first.plan.then(second.plan)
+    once = apply_plan(net, composed)
+    for a, b in zip(once.get_weights(), second.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert (composed.before, composed.after) == (first.plan.before, second.plan.after)
+
+
+def test_printed_plan_shows_channels_macs_and_parameters(net):
+    plan = plan_pruning(net, ratio=0.5)
+    text = str(plan)
+    assert re.search(r"stage3_block1_conv2 +64 +32 +50.0%", text)
+    for before, after in zip(plan.before, plan.after):
+        assert re.search(rf"{before:,} +{after:,} +\d+.\d%", text)
+
+
+def test_printed_graph_names_groups_axes_and_reasons(net):
+    text = str(ChannelGraph(net, skip=["stage1_block1_conv1"]))
+    assert "group 1, conv1: 16 coupled channels" in text
+    assert "makes stage3_block1_conv2: kernel, axis 3: 16 of 64" in text
+    assert "logits: 10 of 10 channels, an output of the model" in text
+    assert "stage1_block1_conv1: 16 of 16 channels, skipped" in text
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"ratio": 1.4}, "ratio=1.4"),
+        ({"ratio": 0}, "ratio=0"),
+        ({"macs_reduction": -0.1}, "macs_reduction=-0.1"),
+        ({}, "exactly one"),
+        ({"ratio": 0.5, "macs_reduction": 0.5}, "exactly one"),
+        ({"ratio": 0.5, "criterion": "l0"}, "'l0'. Known"),
+        ({"ratio": 0.5, "criterion": "taylor"}, "needs data"),
+        ({"ratio": 0.5, "skip": ["stage1_block1_cnv1"]}, "nearest name is 'stage1_block1_conv1'"),
+        ({"ratios": {"stage1_blck1_conv1": 0.5}}, "nearest name is 'stage1_block1_conv1'"),
+        ({"ratios": {"logits": 0.5}}, "without channels that can be removed: 'logits'"),
+        ({"ratios": {"conv1": 1.0}}, r"ratios\['conv1'\]"),
+        ({"ratios": {"conv1": 0.5, "stage1_block1_conv2": 0.25}}, "coupled layers different ratios"),
+        ({"macs_reduction": 0.999}, "cannot be reached: the most is"),
+        ({"ratio": 0.5, "scope": "world"}, "scope='world'"),
+        ({"ratio": 0.5, "round_to": 0}, "round_to=0"),
+        ({"ratio": 0.5, "scope": "global", "criterion": "distribution_fit"}, "no scores to compare"),
+        ({"ratio": 0.5, "criterion": criteria.Diversity(0.5)}, "threshold"),
+    ],
+)
+def test_bad_arguments_are_named(net, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        prune_channels(net, **arguments)
+
+
+def test_target_between_two_steps_names_both():
+    model = keras.Sequential([keras.Input((8,)), layers.Dense(4), layers.Dense(2)])
+    with pytest.raises(ValueError, match=r"from 25.0% to 50.0%"):
+        plan_pruning(model, macs_reduction=0.3)
+    assert plan_pruning(model, macs_reduction=0.5).macs_reduction == 0.5
+
+
+def test_bn_gamma_without_batch_normalization_is_refused():
+    with pytest.raises(ValueError, match="'bn_gamma' needs a BatchNormalization"):
+        plan_pruning(lenet5(), "bn_gamma", ratio=0.5)
+
+
+def test_plan_of_another_model_is_refused(net):
+    plan = plan_pruning(net, ratio=0.5)
+    with pytest.raises(ValueError, match="another network than 'resnet8'"):
+        apply_plan(resnet(8), plan)
+    with pytest.raises(ValueError, match="another network than 'resnet14'"):
+        apply_plan(resnet(14, shortcut="B"), plan)
+    with pytest.raises(ValueError, match="second plan is for another network"):
+        plan.then(plan)
+
+
+def test_plan_that_parts_coupled_channels_is_refused(net):
+    data = json.loads(plan_pruning(net, ratio=0.5).to_json())
+    data["kept"]["conv1"] = data["kept"]["conv1"][1:]
+    with pytest.raises(ValueError, match="coupled"):
+        apply_plan(net, PruningPlan.from_json(json.dumps(data)))

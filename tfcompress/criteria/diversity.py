@@ -1,0 +1,70 @@
+"""The diversifying algorithm of Chen 2018 (NCCU), reconstructed from the abstract."""
+
+import numpy as np
+
+from tfcompress.criteria.base import Criterion
+
+
+class Diversity(Criterion):
+    """Repeatedly drops one of the two most similar filters of a layer, until few enough are left.
+
+    S_ij = cosine(w_i, w_j). Of the pair (i, j) = argmax S over the live filters, the one with the larger sum of
+    similarities to the live others goes; on a tie, the one with the smaller sum of |weights|. Layers are judged front
+    to back, each as already sliced by the layers before it. Reconstructed from the abstract: the thesis names the
+    quantities that decide (edge value, edge sum of the node, sum of |weights|), not their order.
+
+    Args:
+        threshold: if given, filters are dropped while the largest similarity is at least this (in [-1, 1]), whatever
+            their number; no ratio or reduction is then given to `prune_channels`. With `scope="global"`, a reduction
+            solves for one threshold for all layers.
+    """
+
+    name = "diversity"
+    comparable = True
+    front_to_back = True
+
+    def __init__(self, threshold=None):
+        self.threshold = threshold
+
+    def scores(self, filters):
+        """One minus the similarity at which a filter goes, in [0, 2]; the last one left has 2."""
+        order, similarity = eliminate(filters)
+        scores = np.full(len(filters), 2.0)
+        scores[order] = 1 - similarity
+        return scores
+
+    def keep(self, filters, count):
+        order, _ = eliminate(filters)
+        removed = order[: len(filters) - count]
+        return np.setdiff1d(np.arange(len(filters)), removed)
+
+    def count(self, filters):
+        _, similarity = eliminate(filters)
+        return len(filters) - int(np.count_nonzero(similarity >= self.threshold))
+
+
+def eliminate(filters):
+    """The order in which filters go, and the similarity of the pair each time: two arrays (N - 1,).
+
+    The similarities never rise, as the largest is taken each time.
+    """
+    filters = np.asarray(filters, "float64")
+    magnitude = np.abs(filters).sum(axis=1)
+    unit = filters / np.maximum(np.linalg.norm(filters, axis=1, keepdims=True), 1e-12)
+    cosine = unit @ unit.T
+    np.fill_diagonal(cosine, 0)
+    edge_sum = cosine.sum(axis=1)
+    live = cosine.copy()
+    np.fill_diagonal(live, -np.inf)
+    order, similarity = [], []
+    for _ in range(len(filters) - 1):
+        i, j = divmod(int(live.argmax()), len(filters))
+        similarity.append(live[i, j])
+        if np.isclose(edge_sum[i], edge_sum[j], rtol=0, atol=1e-6):  # what float32 weights resolve
+            gone = i if magnitude[i] < magnitude[j] else j
+        else:
+            gone = i if edge_sum[i] > edge_sum[j] else j
+        order.append(gone)
+        edge_sum -= cosine[:, gone]
+        live[gone] = live[:, gone] = -np.inf
+    return np.array(order, int), np.array(similarity)

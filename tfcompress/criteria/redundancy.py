@@ -1,0 +1,46 @@
+"""One filter per cluster of similar filters stays (Ayinde & Zurada 2018, redundant feature pruning)."""
+
+import numpy as np
+
+from tfcompress.criteria.base import Criterion
+
+
+class Redundancy(Criterion):
+    """Agglomerative clustering of the filters by cosine distance, average linkage; each cluster keeps its medoid.
+
+    The paper keeps a random filter of each cluster; the one most similar to the others is no worse, and repeatable.
+
+    Args:
+        threshold: if given, clusters are merged while their similarity is at least this (the paper's tau, in
+            [-1, 1]), whatever their number; no ratio or reduction is then given to `prune_channels`.
+    """
+
+    name = "redundancy"
+
+    def __init__(self, threshold=None):
+        self.threshold = threshold
+
+    def keep(self, filters, count):
+        similarity = _cosine(filters)
+        labels = _cluster(similarity, n_clusters=count)
+        clusters = [np.flatnonzero(labels == label) for label in range(count)]
+        return np.sort([c[np.argmax(similarity[np.ix_(c, c)].sum(axis=1))] for c in clusters])
+
+    def count(self, filters):
+        labels = _cluster(_cosine(filters), n_clusters=None, distance_threshold=1 - self.threshold)
+        return int(labels.max()) + 1
+
+
+def _cluster(similarity, **until):
+    from sklearn.cluster import AgglomerativeClustering  # takes a second to import
+
+    if len(similarity) == 1:
+        return np.zeros(1, int)
+    clustering = AgglomerativeClustering(metric="precomputed", linkage="average", **until)
+    return clustering.fit_predict(np.maximum(1 - similarity, 0))
+
+
+def _cosine(filters):
+    filters = np.asarray(filters, "float64")
+    unit = filters / np.maximum(np.linalg.norm(filters, axis=1, keepdims=True), 1e-12)
+    return unit @ unit.T
