@@ -34,6 +34,8 @@ class Config:
     sparsities: tuple = option((0.5, 0.7, 0.8, 0.9, 0.95, 0.98), "fractions of the weights to remove, increasing")
     sparse_epochs: tuple = option((2, 2, 2, 3, 4, 5), "epochs of pruning for each sparsity")
     qat_epochs: int = option(2, "epochs of quantization-aware training for each variant")
+    small_epochs: int = option(30, "epochs of each structurally pruned network")
+    small_qat_epochs: int = option(5, "epochs of its quantization-aware training")
 
     def __post_init__(self):
         if len(self.sparse_epochs) != len(self.sparsities) or tuple(sorted(self.sparsities)) != self.sparsities:
@@ -43,11 +45,25 @@ class Config:
             )
 
 
+# Output channels of the structurally pruned networks, for raw int8 files of at most so many bytes.
+SMALL = {
+    "small-16KiB": {"conv1": 10, "conv2": 23, "fc1": 18},
+    "small-10KiB": {"conv1": 8, "conv2": 18, "fc1": 12},
+}
+
 PROFILES = {
     "smoke": Config(
         dataset="digits", train_images=512, epochs=2, sparsities=(0.5, 0.9), sparse_epochs=(1, 1), qat_epochs=1
     ),
-    "quick": Config(train_images=20000, epochs=6, sparsities=(0.5, 0.9, 0.98), sparse_epochs=(2, 2, 3), qat_epochs=2),
+    "quick": Config(
+        train_images=20000,
+        epochs=6,
+        sparsities=(0.5, 0.9, 0.98),
+        sparse_epochs=(2, 2, 3),
+        qat_epochs=2,
+        small_epochs=8,
+        small_qat_epochs=2,
+    ),
     "full": Config(),
 }
 
@@ -59,18 +75,29 @@ def run(task):
     split = _split(data, config)
     with task.stage("float32") as directory:
         baseline = _train_float(split, config, task.seed, directory)
-    variants = [_variant(task, "float32", baseline, "float32"), _variant(task, "int8-ptq", baseline, "int8", split)]
+    variants = [
+        _variant(task, "float32", baseline, baseline, "float32"),
+        _variant(task, "int8-ptq", baseline, baseline, "int8", split),
+    ]
     with task.stage("int8-qat") as directory:
-        quantized = _quantize(baseline, baseline, split, config, task.seed, directory)
-    variants.append(_variant(task, "int8-qat", quantized, "int8"))
+        quantized = _quantize(baseline, baseline, split, config.qat_epochs, task.seed, directory)
+    variants.append(_variant(task, "int8-qat", quantized, baseline, "int8"))
     sparse = baseline
     for sparsity, epochs in zip(config.sparsities, config.sparse_epochs):
         name = f"sparse{100 * sparsity:g}"
         with task.stage(name) as directory:
             sparse = _prune(sparse, sparsity, epochs, baseline, split, task.seed, directory)
         with task.stage(f"{name}-int8-qat") as directory:
-            quantized = _quantize(sparse, baseline, split, config, task.seed, directory, preserve_sparsity=True)
-        variants.append(_variant(task, f"{name}-int8-qat", quantized, "int8"))
+            quantized = _quantize(
+                sparse, baseline, split, config.qat_epochs, task.seed, directory, preserve_sparsity=True
+            )
+        variants.append(_variant(task, f"{name}-int8-qat", quantized, baseline, "int8"))
+    for name, widths in SMALL.items():
+        with task.stage(name) as directory:
+            small = _shrink(task, name, widths, baseline, split, config, directory)
+        with task.stage(f"{name}-int8-qat") as directory:
+            quantized = _quantize(small, baseline, split, config.small_qat_epochs, task.seed, directory)
+        variants.append(_variant(task, f"{name}-int8-qat", quantized, small, "int8"))
     print("\n== measure", flush=True)
     _record(task, data, split, variants)
     task.close()
@@ -103,11 +130,32 @@ def _prune(model, sparsity, epochs, teacher, split, seed, directory):
     )
 
 
-def _quantize(model, teacher, split, config, seed, directory, preserve_sparsity=False):
+def _shrink(task, name, widths, baseline, split, config, directory):
+    """Removes filters down to the given widths and trains what is left on the labels and the unpruned network."""
+    from tfcompress import prune_channels
+    from tfcompress.training import TrainingConfig, fit
+
+    ratios = {layer: 1 - width / baseline.get_layer(layer).output.shape[-1] for layer, width in widths.items()}
+    small, plan = prune_channels(baseline, "l2", ratios=ratios)
+    task.publish_text(f"{name}.plan.json", plan.to_json())
+    training = TrainingConfig(
+        epochs=config.small_epochs,
+        learning_rate=0.05,
+        warmup_epochs=1,
+        weight_decay=1e-3,
+        crop_padding=2,
+        temperature=4.0,
+        seed=task.seed,
+    )
+    fit(small, *split.train, training, validation=split.validation, teacher=baseline, directory=directory)
+    return small
+
+
+def _quantize(model, teacher, split, epochs, seed, directory, preserve_sparsity=False):
     from tfcompress import quantization_aware_training
     from tfcompress.training import TrainingConfig
 
-    training = TrainingConfig(epochs=config.qat_epochs, learning_rate=0.005, crop_padding=2, seed=seed)
+    training = TrainingConfig(epochs=epochs, learning_rate=0.005, crop_padding=2, seed=seed)
     return quantization_aware_training(
         model,
         *split.train,
@@ -157,21 +205,23 @@ def _split(data, config):
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """One row to be: a Keras 3 or tf_keras model and the .tflite file made of it."""
+    """One row to be: a Keras 3 or tf_keras model, its `tfcompress.Profile`, and the .tflite file made of it."""
 
     name: str
     model: object
+    profile: object
     file: object
 
 
-def _variant(task, name, model, precision, split=None):
-    from tfcompress import export_tflite
+def _variant(task, name, model, network, precision, split=None):
+    """Exports a model; `network` is the Keras 3 network that it is, or that it was before quantization."""
+    from tfcompress import export_tflite, profile
 
     # The float baseline has no ranges: its int8 file takes them from training images.
     calibration = split.train[0][:500].astype("float32") / 255 if split else None
     file = export_tflite(model, task.directory / f"{name}.tflite", precision, calibration)
     print(f"   {file.path}: {file.bytes:,} bytes, {file.gzip_bytes:,} gzip", flush=True)
-    return Variant(name, model, file)
+    return Variant(name, model, profile(network), file)
 
 
 def _record(task, data, split, variants):
@@ -204,11 +254,10 @@ def _record(task, data, split, variants):
 
 
 def _rows(data, split, variants):
-    from tfcompress import benchmark_interleaved, evaluate_tflite, profile, sparsity_of
+    from tfcompress import benchmark_interleaved, evaluate_tflite, sparsity_of
     from tfcompress.reporting import Row
     from tfcompress.training import accuracy
 
-    size = profile(variants[0].model)
     latencies = benchmark_interleaved([variant.file.path for variant in variants])
     return [
         Row(
@@ -216,8 +265,8 @@ def _rows(data, split, variants):
             top1=accuracy(variant.model, data.x_test, data.y_test),
             top1_tflite=evaluate_tflite(variant.file.path, data.x_test, data.y_test),
             val_top1=evaluate_tflite(variant.file.path, *split.validation),
-            params=size.params,
-            macs=size.macs,
+            params=variant.profile.params,
+            macs=variant.profile.macs,
             sparsity=sparsity_of(variant.model),
             tflite_bytes=variant.file.bytes,
             gzip_bytes=variant.file.gzip_bytes,

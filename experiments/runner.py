@@ -136,6 +136,11 @@ class Run:
         for notice in self.notices:
             print(notice, file=sys.stderr)
 
+    def publish_text(self, name, text):
+        """Writes a small file into the results."""
+        self.result_directory.mkdir(parents=True, exist_ok=True)
+        _write(self.result_directory / name, text)
+
     def publish(self, path):
         """Copies a file into the results."""
         self.result_directory.mkdir(parents=True, exist_ok=True)

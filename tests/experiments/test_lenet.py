@@ -40,9 +40,11 @@ def test_record_matches_its_files(smoke, digits):
     (record,) = read_records(folder / "results")
     assert (record.experiment, record.dataset, record.profile) == ("lenet-digits", "digits", "smoke")
     rows = {row.variant: row for row in record.rows}
-    assert list(rows) == ["float32", "int8-ptq", "int8-qat", "sparse50-int8-qat", "sparse90-int8-qat"]
+    small = ["small-16KiB-int8-qat", "small-10KiB-int8-qat"]
+    assert list(rows) == ["float32", "int8-ptq", "int8-qat", "sparse50-int8-qat", "sparse90-int8-qat", *small]
+    assert rows[small[0]].tflite_bytes <= 16_384 and rows[small[1]].tflite_bytes <= 10_240
     for name, row in rows.items():
-        assert row.params == 431_080 and row.macs == 2_293_000
+        assert (row.params == 431_080 and row.macs == 2_293_000) or name in small
         if row.tflite:
             file = folder / "results" / "lenet-digits" / "smoke-seed0" / row.tflite
             assert evaluate_tflite(file, digits.x_test, digits.y_test) == pytest.approx(row.top1_tflite), name
