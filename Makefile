@@ -39,7 +39,7 @@ reproduce-lenet: $(READY)  ## LeNet-5 on MNIST: prune, quantize, export, compare
 	@$(MAKE) --no-print-directory plots tables
 
 tables: $(READY)  ## write results/README.md and the CSV tables from the records
-	$(BIN)/python -m tfcompress.reporting tables --results=results
+	$(BIN)/python -m tfcompress.reporting tables --results=results --readme=README.md
 
 plots: $(READY)  ## draw the plots from the records
 	$(BIN)/python -m tfcompress.reporting plots --results=results

@@ -144,3 +144,22 @@ def test_published_numbers_have_sources():
     assert {"lenet", "mobilenet", "resnet110", "vgg16", "vgg16-cifar100"} <= {point.experiment for point in points}
     for point in points:
         assert all(figure.metric in METRICS and (figure.published is None or figure.source) for figure in point.figures)
+
+
+def test_readme_gets_the_comparisons_of_full_runs_between_its_marks(results):
+    readme = results / "TOP.md"
+    readme.write_text("above\n<!-- results -->\nold\n<!-- /results -->\nbelow\n")
+    write_tables(results, readme)
+    text = readme.read_text()
+    assert text.startswith("above\n<!-- results -->\n| experiment |") and text.endswith("<!-- /results -->\nbelow\n")
+    assert "old" not in text and "Sun & Ye 2020" in text
+    write_tables(results, readme)
+    assert readme.read_text() == text
+
+
+def test_readme_without_marks_is_left_alone(results):
+    readme = results / "TOP.md"
+    readme.write_text("nothing here\n")
+    with pytest.raises(ValueError, match="must have one line <!-- results -->"):
+        write_tables(results, readme)
+    assert readme.read_text() == "nothing here\n"

@@ -1,4 +1,4 @@
-"""`python -m tfcompress.reporting tables|plots [--results=results]`."""
+"""`python -m tfcompress.reporting tables|plots [--results=results] [--readme=README.md]`."""
 
 import argparse
 import sys
@@ -13,10 +13,11 @@ def main(arguments=None):
     )
     parser.add_argument("what", choices=("tables", "plots"))
     parser.add_argument("--results", default="results", help="folder of the records")
+    parser.add_argument("--readme", help="tables: also fill the block of results in this file")
     options = parser.parse_args(arguments)
     try:
         if options.what == "tables":
-            print(write_tables(options.results))
+            print(write_tables(options.results, options.readme))
         else:
             print(*write_plots(options.results), sep="\n")
     except ValueError as error:

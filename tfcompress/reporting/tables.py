@@ -22,6 +22,7 @@ SHOWN = (
     "latency_ms",
 )
 ACCURACY = ("top1", "top1_tflite", "drop")
+COMPARISON_NAMES = ["point", "our variant", "figure", "published", "to reach", "ours", "verdict"]
 SLACK = 1e-9
 HEADER = """# Results
 
@@ -33,19 +34,24 @@ steps.
 """
 
 
-def write_tables(results):
+README_BLOCK = ("<!-- results -->\n", "<!-- /results -->\n")
+
+
+def write_tables(results, readme=None):
     """Writes `README.md`, `results.csv` and `comparison.csv` into a results folder.
 
     Profile smoke appears in none of them. The same records give the same bytes.
 
     Args:
         results: folder of the records.
+        readme: a Markdown file that gets the comparisons of profile full between its lines `<!-- results -->` and
+            `<!-- /results -->`, or None.
 
     Returns:
         The text of `README.md`.
 
     Raises:
-        ValueError: there are no records of profile quick or full, or one is corrupt.
+        ValueError: there are no records of profile quick or full, one is corrupt, or `readme` lacks the two lines.
     """
     results = pathlib.Path(results)
     summaries = summarize([record for record in read_records(results) if record.profile != "smoke"])
@@ -57,6 +63,9 @@ def write_tables(results):
     _write(results / "results.csv", _csv([row for summary in summaries for row in _result_rows(summary)]))
     _write(results / "comparison.csv", _csv([row for summary in summaries for row in comparisons[id(summary)]]))
     _write(results / "README.md", text)
+    if readme:
+        full = [comparisons[id(summary)] for summary in summaries if summary.profile == "full"]
+        _fill_readme(pathlib.Path(readme), [row for rows in full for row in rows])
     return text
 
 
@@ -139,12 +148,22 @@ def _section(summary, comparison, results):
     metrics = [name for name in SHOWN if _is_telling(name, summary)]
     parts.append(_markdown(["variant", *map(_heading, metrics)], _cells(summary, metrics)))
     if comparison:
-        names = ["point", "our variant", "figure", "published", "to reach", "ours", "verdict"]
-        parts.append(_markdown(names, [_comparison_cells(row) for row in comparison]))
+        parts.append(_markdown(COMPARISON_NAMES, [_comparison_cells(row) for row in comparison]))
     folder = results / summary.experiment
     for plot in sorted(folder.glob(f"{summary.profile}-*.png")):
         parts.append(f"![{plot.stem}]({summary.experiment}/{plot.name})\n")
     return "\n".join(parts)
+
+
+def _fill_readme(path, comparison):
+    text = path.read_text(encoding="utf-8")
+    start, end = README_BLOCK
+    if text.count(start) != 1 or text.count(end) != 1:
+        raise ValueError(f"{path} must have one line {start.strip()} and one line {end.strip()}.")
+    before, rest = text.split(start)
+    rows = [[row["experiment"], *_comparison_cells(row)] for row in comparison]
+    table = _markdown(["experiment", *COMPARISON_NAMES], rows) if rows else "No full run yet.\n"
+    _write(path, f"{before}{start}{table}{end}{rest.split(end)[1]}")
 
 
 def _is_telling(name, summary):

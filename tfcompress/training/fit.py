@@ -25,7 +25,7 @@ def fit(model, images, labels, config: TrainingConfig, *, validation=None, teach
     an uninterrupted one (on one machine, with the same versions and number of threads); a finished one is loaded.
 
     Args:
-        model: a built Keras 3 or tf_keras model with one image input that returns logits.
+        model: a built Keras 3 or tf_keras model with one image input that returns logits. It may come back compiled.
         images: (N, H, W, C), uint8 pixels (trained on as pixels / 255) or floats in [0, 1].
         labels: (N,) integers in [0, classes).
         config: a `TrainingConfig`.
@@ -49,11 +49,12 @@ def fit(model, images, labels, config: TrainingConfig, *, validation=None, teach
     with training_clone(model, config.precision) as trained:
         _seed_dropout(trained, config.seed)
         steps = -(-len(images) // config.batch_size)
-        _compile(trained, config, learning_rates(config, steps), classes, teacher is not None)
+        rates = learning_rates(config, steps)
+        _compile(trained, config, rates, classes, teacher is not None)
         history = _restore(trained, path, identity) if path else []
         for epoch in range(len(history), config.epochs):
             row = _train_epoch(trained, images, labels, classes, config, epoch, teacher, callbacks)
-            row["learning_rate"] = float(learning_rates(config, steps)[(epoch + 1) * steps - 1])
+            row["learning_rate"] = float(rates[(epoch + 1) * steps - 1])
             row["val_accuracy"] = accuracy(trained, *validation) if validation else None
             history.append(row)
             if path:
