@@ -7,13 +7,13 @@ Every round trains tf_keras, `fit` in float32 and `fit` in bfloat16 one after th
 within a round, so that a machine whose speed drifts does not favour one of them. Writes results/bench/training.json.
 """
 
-import json
-import os
 import time
 from pathlib import Path
 
 import numpy as np
 from absl import app, flags
+
+from experiments.runner import write_json
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer("rounds", 5, "how often each of the three is trained")
@@ -92,12 +92,7 @@ def _write(rounds):
         "images_per_second": rounds,
         "median_ratio_to_tf_keras": ratios,
     }
-    path = Path(FLAGS.results) / "bench" / "training.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(record, indent=1) + "\n")
-    os.replace(part, path)
-    print(f"written: {path}")
+    print(f"written: {write_json(Path(FLAGS.results) / 'bench' / 'training.json', record)}")
 
 
 if __name__ == "__main__":

@@ -155,6 +155,13 @@ def _history_seconds(path):
         return sum(float(row["seconds"]) for row in csv.DictReader(file))
 
 
+def write_json(path, value):
+    """Writes a value as JSON in one step; returns the path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write(path, json.dumps(value, indent=1) + "\n")
+    return path
+
+
 def _write(path, text):
     part = path.with_name(path.name + ".part")
     part.write_text(text)
