@@ -22,6 +22,7 @@ def model():
     x = layers.Conv2D(8, 3, padding="same", use_bias=False, name="project")(x)
     x = layers.BatchNormalization(name="project_bn")(x)
     x = layers.ReLU(name="relu")(layers.Add(name="add")([x, shortcut]))
+    x = layers.ReLU(name="pre_relu")(layers.BatchNormalization(name="pre_bn")(x))
     x = layers.Flatten(name="flatten")(layers.MaxPooling2D(4, name="pool")(x))
     x = layers.Dense(32, name="fc")(x)
     x = layers.ReLU(name="fc_relu")(x)
@@ -53,7 +54,7 @@ def test_file_computes_what_the_model_computes(model, images, tmp_path, precisio
     comparison = tfc.compare(model, file.path, images[:40])
     names = [layer.name for layer in comparison.layers]
     assert [n for n in names if n != "add"] == [
-        "stem_relu", "depthwise_relu", "project_bn", "relu", "pool", "flatten", "fc_relu", "logits",
+        "stem_relu", "depthwise_relu", "project_bn", "relu", "pre_relu", "pool", "flatten", "fc_relu", "logits",
     ]  # fmt: skip
     assert min(layer.snr for layer in comparison.layers) > least_snr
 
@@ -135,6 +136,21 @@ def test_softmax(model, images, tmp_path, precision):
     np.testing.assert_allclose(
         tfc.predict_tflite(softmax.path, images), expected, atol=1 / 256 if precision == "int8" else 1e-6
     )
+
+
+@pytest.mark.parametrize(
+    ("tensor", "fused", "layer"),
+    [
+        ("small_1/stem_1/convolution", False, "stem_bn"),  # folded; without a trace when its offset is zero
+        ("small_1/stem_1/convolution", True, "stem_relu"),
+        ("small_1/stem_relu_1/Relu;small_1/depthwise_1/depthwise;small_1/stem_1/convolution", True, "stem_relu"),
+        ("small_1/fc_1/MatMul;small_1/fc_relu_1/Relu;small_1/fc_1/BiasAdd", True, "fc_relu"),
+        ("small_1/fc_1/MatMul", False, "fc"),
+        ("Identity", False, None),
+    ],
+)
+def test_layer_of_a_tensor(model, tensor, fused, layer):
+    assert export._LayerNames(model)(tensor, fused)[0] == layer
 
 
 def test_keras_names_that_look_like_suffixes(tmp_path):

@@ -15,6 +15,7 @@ from tfcompress.tflite import flatbuffer
 
 PRECISIONS = ("float32", "float16", "dynamic", "int8", "int16x8")
 CALIBRATED = ("int8", "int16x8")
+ACTIVATIONS = ("Activation", "ReLU")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,9 +71,9 @@ def export_tflite(model, path, precision="int8", calibration=None, *, softmax=Fa
     path = pathlib.Path(path)
     with _replacing(path) as file:
         data = _convert(model, precision, None if quantization_aware else calibration, softmax)
-        data = flatbuffer.strip(data, _LayerNames(model), "softmax" if softmax else _output_name(model))
         if precision == "int8":
             _check_int8(data, (0.0, 1.0) if calibration is None else (calibration.min(), calibration.max()))
+        data = flatbuffer.strip(data, _LayerNames(model), "softmax" if softmax else _output_name(model))
         file.write(data)
     return TFLiteFile(path, len(data), len(gzip.compress(data, 9, mtime=0)), precision)
 
@@ -168,6 +169,7 @@ def _replacing(path):
 def _convert(model, precision, calibration, softmax):
     import tensorflow as tf
     from absl import logging
+    from tensorflow.lite.python.convert import ConverterError
 
     shape = (1, *_input_shape(model))
     name = model.inputs[0].name.split(":")[0]
@@ -187,6 +189,9 @@ def _convert(model, precision, calibration, softmax):
             converter = tf.lite.TFLiteConverter.from_concrete_functions([forward.get_concrete_function()])
             _configure(converter, precision, calibration)
             return converter.convert()
+    except ConverterError as error:
+        reason = re.search("error: (.*)", str(error))
+        raise ValueError(f"{model.name!r} cannot be converted: {reason[1] if reason else error}") from error
     finally:
         logging.set_verbosity(verbosity)
 
@@ -216,7 +221,8 @@ class _LayerNames:
 
     A fused tensor's name lists its operations, `model/relu/Relu;model/conv/Conv2D`, mostly the last one first, and may
     add strangers that share a constant. It is the output of the layer found by starting at the first and going on to
-    the only consumer while that is listed too or is a BatchNormalization, which is folded without a trace in the name.
+    the only consumer while that is listed too, or can be in it unlisted: a BatchNormalization folded into the
+    convolution, the activation that the operation contains.
     """
 
     def __init__(self, model):
@@ -224,14 +230,16 @@ class _LayerNames:
         self._exact_first = _is_tf_keras(model)
         self._consumer = _only_consumers(model)
 
-    def __call__(self, tensor_name):
+    def __call__(self, tensor_name, fused_activation):
         found = [name for name in map(self._layer, tensor_name.split(";")) if name is not None]
         if not found:
-            return None
+            return None, ()
         name = found[0]
-        while (following := self._consumer.get(name)) and (following in found or self._is_batch_norm(following)):
+        while (following := self._consumer.get(name)) and (
+            following in found or self._leaves_no_trace(name, following, fused_activation)
+        ):
             name = following
-        return plain_name(name)
+        return plain_name(name), tuple(map(plain_name, found))
 
     def _layer(self, operation):
         for scope in operation.split("/")[:2]:
@@ -242,9 +250,13 @@ class _LayerNames:
                     return name
         return None
 
-    def _is_batch_norm(self, name):
-        layer = self._layers[name]
-        return type(getattr(layer, "layer", layer)).__name__ == "BatchNormalization"
+    def _leaves_no_trace(self, name, following, fused_activation):
+        kinds = [
+            type(getattr(layer, "layer", layer)).__name__ for layer in (self._layers[name], self._layers[following])
+        ]
+        if kinds[1] == "BatchNormalization":
+            return "Conv" in kinds[0] or kinds[0] == "Dense"
+        return fused_activation and kinds[1] in ACTIVATIONS and kinds[0] not in ACTIVATIONS
 
 
 def plain_name(layer_name):
@@ -290,10 +302,10 @@ def _check_int8(data, input_range):
     graph = model.subgraphs[0]
     kinds = flatbuffer.schema.TensorType
     for operator in graph.operators:
-        for index in operator.outputs:
-            if graph.tensors[index].type in (kinds.FLOAT32, kinds.FLOAT16):
-                name = graph.tensors[index].name
-                raise ValueError(f"Tensor {index} ({name}) stayed float in an int8 file: nothing gives its range.")
+        types = {graph.tensors[index].type for index in (*operator.inputs, *operator.outputs) if index >= 0}
+        if types <= {kinds.FLOAT32}:
+            name = graph.tensors[operator.outputs[0]].name.decode()
+            raise ValueError(f"An operation of the int8 file stayed float, since nothing tells its range: {name}")
     quantization = graph.tensors[graph.inputs[0]].quantization
     scale, zero_point = float(quantization.scale[0]), int(quantization.zeroPoint[0])
     low, high = min(0.0, float(input_range[0])), max(0.0, float(input_range[1]))

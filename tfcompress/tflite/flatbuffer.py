@@ -43,8 +43,10 @@ def strip(data, layer_names=None, output_name=None):
 
     Args:
         data: bytes of a .tflite file.
-        layer_names: function from a tensor's name to the name of the layer whose output it is, or None. The last tensor
-            of each layer gets that name, so that files can be compared; apart from them only the inputs have names.
+        layer_names: function of a tensor's name and of whether an activation is fused into its operation. It returns
+            the name of the layer whose output the tensor is, or None, and the names of all layers in the operation.
+            The last tensor of each layer gets its name, so that files can be compared; apart from them only the
+            inputs have names.
         output_name: name of the output tensor; the converter calls it `Identity`.
 
     Returns:
@@ -54,7 +56,7 @@ def strip(data, layer_names=None, output_name=None):
     model.description, model.metadata, model.metadataBuffer, model.signatureDefs = None, None, None, None
     for graph in model.subgraphs:
         graph.name = None
-        names = _names(model, graph, layer_names or (lambda name: None), output_name)
+        names = _names(model, graph, layer_names or (lambda *_: (None, ())), output_name)
         for index, tensor in enumerate(graph.tensors):
             tensor.name = names.get(index)
             if tensor.quantization is not None and tensor.quantization.scale is None:
@@ -66,19 +68,29 @@ def strip(data, layer_names=None, output_name=None):
 
 def _names(model, graph, layer_names, output_name):
     """{tensor index: name}; of several tensors of a layer the last is its output."""
-    of_layer = {}
+    of_layer, owner = {}, {}
     for operator in graph.operators:
         if all(_is_constant(model, graph, index) for index in operator.inputs):
             continue  # float16 weights on their way to float32
         for index in operator.outputs:
-            name = layer_names((graph.tensors[index].name or b"").decode())
-            if name is not None:
-                of_layer[name] = index
+            name, listed = layer_names(graph.tensors[index].name.decode(), bool(_fused_activation(operator)))
+            if name is None:
+                continue
+            for source in map(owner.get, operator.inputs):
+                if source != name and source in listed:
+                    # The rest of that layer is fused into this one, so that its output appears nowhere: a BatchNorm
+                    # without a convolution is a product here and a sum within the ReLU.
+                    of_layer.pop(source, None)
+            of_layer[name], owner[index] = index, name
     names = {index: name for name, index in of_layer.items()}
     names.update({index: graph.tensors[index].name for index in graph.inputs})
     if output_name is not None:
         names.update(dict.fromkeys(graph.outputs, output_name))
     return names
+
+
+def _fused_activation(operator):
+    return getattr(operator.builtinOptions, "fusedActivationFunction", schema.ActivationFunctionType.NONE)
 
 
 def _is_constant(model, graph, index):
