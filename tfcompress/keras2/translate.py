@@ -44,13 +44,18 @@ def to_tf_keras(model):
         return counterparts[id(operation)]
 
     # The one private call: it walks the graph in order with any callable in the place of each operation.
-    outputs = function._run_through_graph(inputs, counterpart)
+    outputs = function._run_through_graph(inputs, lambda operation: _without_none(counterpart(operation)))
     for operation in function.operations:
         if getattr(operation, "weights", None) and not isinstance(operation, keras.Model) and not _special(operation):
             _copy_weights(operation, counterpart(operation))
     return tf_keras.Model(
         inputs[0] if len(inputs) == 1 else inputs, outputs, name=model.name, trainable=model.trainable
     )
+
+
+def _without_none(call):
+    # Keras 3 records arguments that nobody gave (mask=None); they would stay in the tf_keras model's config.
+    return lambda *args, **kwargs: call(*args, **{key: value for key, value in kwargs.items() if value is not None})
 
 
 def _as_function(model):

@@ -5,7 +5,7 @@ import contextlib
 import numpy as np
 
 from tfcompress.keras2 import tfmot, to_tf_keras
-from tfcompress.quantization.scheme import CUSTOM_OBJECTS, Scheme
+from tfcompress.quantization.scheme import CUSTOM_OBJECTS, Scheme, check_supported
 
 _CALIBRATION_IMAGES = 1024
 
@@ -71,6 +71,7 @@ def quantize_wrap(model, *, preserve_sparsity=False, input_range=(0.0, 1.0)):
         UnsupportedLayerError: a layer that tf_keras does not have or that cannot be quantized.
     """
     legacy = to_tf_keras(model)
+    check_supported(legacy)
     with tfmot.quantization.keras.quantize_scope(CUSTOM_OBJECTS):
         annotated = tfmot.quantization.keras.quantize_annotate_model(legacy)
         wrapped = tfmot.quantization.keras.quantize_apply(annotated, Scheme(preserve_sparsity))

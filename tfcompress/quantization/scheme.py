@@ -1,11 +1,14 @@
 """The 8-bit scheme of TF-MOT, extended by the layers and the zeros that it does not keep."""
 
+import numpy as np
 from tensorflow_model_optimization.python.core.quantization.keras.collab_opts.prune_preserve import (
     prune_preserve_quantize_registry as prune_preserve,  # TF-MOT exports the scheme, not its quantizers
 )
 
+from tfcompress.errors import UnsupportedLayerError
 from tfcompress.keras2 import tf_keras, tfmot
 from tfcompress.keras2.activations import hard_silu
+from tfcompress.quantization.layout import Layout, is_scaling, unfolded_batch_norms
 
 _quantization = tfmot.quantization.keras
 _layers = tf_keras.layers
@@ -49,6 +52,9 @@ _CONFIGS = {
         [_layers.Average, _layers.Maximum, _layers.Minimum, _layers.Multiply, _layers.Subtract, _layers.ELU],
         OutputQuantizeConfig,
     ),
+    # The int8 average pool keeps its input's scale; with a range of its own, as TF-MOT gives it, some networks do not
+    # convert ("violate the same scale constraint").
+    _layers.AveragePooling2D: PassThroughQuantizeConfig,
     _layers.Identity: PassThroughQuantizeConfig,
 }
 
@@ -80,6 +86,43 @@ class Registry(_quantization.default_8bit.Default8BitQuantizeRegistry):
         return config
 
 
+def check_supported(model):
+    """Raises UnsupportedLayerError for the first layer that cannot be quantized; TF-MOT's own errors rarely name it."""
+    registry = Registry(preserve_sparsity=False)
+    unfolded = unfolded_batch_norms(model)
+    for layer in model.layers:
+        if isinstance(layer, tf_keras.Model):
+            raise UnsupportedLayerError(layer, "nested models cannot be quantized; build the network in one piece")
+        if layer.name in unfolded or is_scaling(layer):
+            _check_per_channel(layer)
+        elif not (isinstance(layer, _layers.InputLayer | _layers.BatchNormalization) or registry.supports(layer)):
+            raise UnsupportedLayerError(layer, "cannot be quantized; replace it, or quantize after training instead")
+        _check_activation(layer, registry)
+
+
+def _check_per_channel(layer):
+    axes = getattr(layer, "axis", -1)
+    last = len(layer.input_shape) - 1
+    if last != 3 or set(np.ravel(axes)) - {-1, last}:
+        raise UnsupportedLayerError(
+            layer, f"only image channels can be scaled in int8. Received: input {layer.input_shape}, axis {axes}"
+        )
+
+
+def _check_activation(layer, registry):
+    activation = getattr(layer, "activation", None)
+    name = getattr(activation, "__name__", None)
+    if isinstance(layer, _layers.Activation):
+        try:
+            registry.get_quantize_config(layer).get_output_quantizers(layer)
+        except ValueError as error:
+            raise UnsupportedLayerError(layer, f"activation {name!r} cannot be quantized") from error
+    elif activation is not None and name not in _FUSED_ACTIVATIONS:
+        raise UnsupportedLayerError(layer, f"activation {name!r} cannot be fused; make it a layer of its own")
+
+
+_FUSED_ACTIVATIONS = ("linear", "relu", "sigmoid", "softmax", "swish", "tanh", "gelu")
+
 # TF-MOT's own prune-preserving registry lets the zeros of depthwise kernels go.
 _PRUNE_PRESERVING = {
     _layers.Conv2D: prune_preserve.PrunePreserveDefault8BitConvWeightsQuantizer,
@@ -89,13 +132,13 @@ _PRUNE_PRESERVING = {
 
 
 class Scheme(_quantization.QuantizeScheme):
-    """TF-MOT's default 8-bit layout (Jacob et al. 2018) with this package's `Registry`."""
+    """TF-MOT's default 8-bit scheme (Jacob et al. 2018) with this package's `Layout` and `Registry`."""
 
     def __init__(self, preserve_sparsity=False):
         self._preserve_sparsity = preserve_sparsity
 
     def get_layout_transformer(self):
-        return _quantization.default_8bit.Default8BitQuantizeLayoutTransform()
+        return Layout()
 
     def get_quantize_registry(self):
         return Registry(self._preserve_sparsity)

@@ -1,0 +1,121 @@
+"""Networks made of every layer kind that can be quantized: their files are integer only and compute what QAT does."""
+
+import keras
+import numpy as np
+import pytest
+from int8_file import Int8File, convert
+from keras import layers
+
+from tfcompress import UnsupportedLayerError
+from tfcompress.models import resnet
+from tfcompress.quantization import calibrate, quantize_wrap
+
+
+def conv_bn(x, filters, activation, **options):
+    x = layers.Conv2D(filters, 3, padding="same", use_bias=False, **options)(x)
+    return layers.Activation(activation)(layers.BatchNormalization()(x))
+
+
+def head(inputs, x, name):
+    return keras.Model(inputs, layers.Dense(5)(layers.GlobalAveragePooling2D()(x)), name=name)
+
+
+def pre_activation():
+    inputs = keras.Input((12, 12, 3))
+    x = layers.Conv2D(8, 3, padding="same")(inputs)
+    for _ in range(2):
+        y = layers.ReLU()(layers.BatchNormalization()(x))
+        x = layers.Concatenate()([x, layers.Conv2D(4, 3, padding="same", use_bias=False)(y)])
+    x = layers.AveragePooling2D(2)(layers.Conv2D(8, 1)(x))
+    y = layers.Conv2D(8, 3, padding="same")(layers.Activation("relu")(layers.BatchNormalization()(x)))
+    x = layers.Add()([x, y])
+    return head(inputs, layers.ReLU()(layers.BatchNormalization(scale=False)(x)), "pre_activation")
+
+
+def mobile():
+    """Scaled inputs, depthwise convolutions, hard swish, squeeze-and-excitation written with operators."""
+    inputs = keras.Input((12, 12, 3))
+    x = layers.Rescaling(2.0, offset=-1.0)(inputs)
+    x = layers.Normalization(mean=[0.1, 0.2, 0.3], variance=[0.5, 1.0, 2.0])(x)
+    x = conv_bn(x, 8, "hard_silu")
+    y = layers.DepthwiseConv2D(3, padding="same", use_bias=False)(x)
+    y = layers.ReLU(6.0)(layers.BatchNormalization()(y))
+    s = layers.GlobalAveragePooling2D(keepdims=True)(y)
+    s = layers.Conv2D(8, 1)(layers.Conv2D(4, 1, activation="relu")(s))
+    s = layers.ReLU(6.0)(s + 3.0) * (1.0 / 6.0)
+    y = layers.Dropout(0.2)(layers.Multiply()([y, s]))
+    return head(inputs, layers.Add()([x, y]), "mobile")
+
+
+def inception():
+    """Branches: swish, sigmoid gate, separable, average pool of equal size, and what else merges tensors."""
+    inputs = keras.Input((12, 12, 3))
+    x = conv_bn(inputs, 6, "silu")
+    gate = layers.Reshape((1, 1, 6))(layers.GlobalAveragePooling2D()(x))
+    gated = layers.Multiply()([x, layers.Conv2D(6, 1, activation="sigmoid")(gate)])
+    separable = layers.SeparableConv2D(6, 3, padding="same", use_bias=False)(x)
+    separable = layers.Activation("relu")(layers.BatchNormalization()(separable))
+    pooled = layers.Conv2D(6, 1)(layers.AveragePooling2D(3, 1, padding="same")(x))
+    merged = [layers.Maximum()([gated, pooled]), layers.Average()([separable, x]), layers.Subtract()([pooled, x])]
+    return head(inputs, layers.Concatenate()([*merged, layers.LeakyReLU(0.1)(gated)]), "inception")
+
+
+def option_a():
+    return resnet(8, input_shape=(12, 12, 3))
+
+
+def settle(model):
+    """Random gammas (some negative), betas and the statistics that belong to them; returns images with contrast."""
+    rng = np.random.default_rng(0)
+    coarse = rng.uniform(0, 1, (32, 3, 3, 3))
+    images = np.kron(coarse, np.ones((1, 4, 4, 1))).astype("float32")
+    for layer in model.layers:
+        if isinstance(layer, layers.BatchNormalization):
+            layer.momentum = 0.0
+            layer.beta.assign(rng.normal(0, 0.3, layer.beta.shape))
+            if layer.scale:
+                layer.gamma.assign(rng.uniform(0.7, 1.3, layer.gamma.shape) * rng.choice([1, 1, -1], layer.gamma.shape))
+    model(images, training=True)
+    return images
+
+
+def noise_to_signal(expected, got):
+    return np.std(expected - got) / np.std(expected - expected.mean(0))
+
+
+@pytest.mark.parametrize("network", [option_a, pre_activation, mobile, inception])
+def test_file_computes_the_network_in_integers(network):
+    keras.utils.set_random_seed(0)
+    model = network()
+    images = settle(model)
+    wrapped = quantize_wrap(model)
+    calibrate(wrapped, images, batch_size=16)
+    simulated = wrapped.predict(images, verbose=0)
+    assert noise_to_signal(model.predict(images, verbose=0), simulated) < 0.2
+    file = Int8File(convert(wrapped))
+    assert noise_to_signal(simulated, file.predict(images)) < 0.12
+    assert file.float_tensors() == []
+    assert file.input["quantization"] == (pytest.approx(1 / 255, rel=1e-7), -128)
+
+
+def unsupported(layer, shape=(6, 6, 4)):
+    inputs = keras.Input(shape)
+    return keras.Model(inputs, layers.Dense(2)(layer(inputs)))
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (layers.LayerNormalization(name="odd"), (6, 6, 4)),
+        (layers.PReLU(name="odd"), (6, 6, 4)),
+        (layers.BatchNormalization(name="odd"), (4,)),
+        (layers.BatchNormalization(name="odd", axis=1), (6, 6, 4)),
+        (layers.Rescaling(2.0, name="odd"), (4,)),
+        (layers.Conv2D(4, 3, activation="relu6", name="odd"), (6, 6, 4)),
+        (layers.Activation("softplus", name="odd"), (6, 6, 4)),
+        (keras.Sequential([keras.Input((6, 6, 4)), layers.Conv2D(2, 1)], name="odd"), (6, 6, 4)),
+    ],
+)
+def test_what_cannot_be_quantized_is_named(layer, shape):
+    with pytest.raises(UnsupportedLayerError, match="'odd'"):
+        quantize_wrap(unsupported(layer, shape))

@@ -1,0 +1,106 @@
+"""Rewrites a network into layers that the int8 runtime fuses: scalings become 1x1 depthwise convolutions."""
+
+import collections
+
+import numpy as np
+
+from tfcompress.keras2 import tf_keras, tfmot
+
+_transformations = tfmot.quantization.keras.graph_transformations
+_LayerNode = _transformations.transforms.LayerNode
+_FOLDING = ("Conv2D", "DepthwiseConv2D", "SeparableConv2D", "Dense")
+
+
+class Layout(tfmot.quantization.keras.QuantizeLayoutTransform):
+    """TF-MOT's layout after two rewritings, both exact in floats.
+
+    BatchNorm that no convolution can absorb (pre-activation networks) gets an identity 1x1 depthwise convolution in
+    front, into which the converter folds it; Rescaling and Normalization become such a convolution themselves. As
+    plain multiplications and additions they would stay float in the file: QAT puts no range between the two.
+    """
+
+    def apply(self, model, layer_quantize_map):
+        channels = {layer.name: layer.input_shape[-1] for layer in model.layers if is_scaling(layer)}
+        for transform, names in (
+            (_IdentityBeforeBatchNorm(), unfolded_batch_norms(model)),
+            (_ScalingAsConvolution(channels), channels),
+        ):
+            # ModelTransformer reads an empty set of names as "every layer".
+            if names:
+                transformer = _transformations.model_transformer.ModelTransformer(
+                    model, [transform], set(names), layer_quantize_map
+                )
+                model, layer_quantize_map = transformer.transform()
+        default = tfmot.quantization.keras.default_8bit.Default8BitQuantizeLayoutTransform()
+        return default.apply(model, layer_quantize_map)
+
+
+def is_scaling(layer):
+    return isinstance(layer, tf_keras.layers.Rescaling | tf_keras.layers.Normalization)
+
+
+def unfolded_batch_norms(model):
+    """The names of the BatchNorms that do not follow a linear convolution or dense layer read by them alone."""
+    names = []
+    for layer in model.layers:
+        if isinstance(layer, tf_keras.layers.BatchNormalization):
+            producer = layer.inbound_nodes[0].inbound_layers
+            folds = (
+                type(producer).__name__ in _FOLDING
+                and producer.activation is tf_keras.activations.linear
+                and len(producer.outbound_nodes) == 1
+                and producer.name not in model.output_names
+            )
+            if not folds:
+                names.append(layer.name)
+    return names
+
+
+class _IdentityBeforeBatchNorm(_transformations.transforms.Transform):
+    def pattern(self):
+        return _transformations.transforms.LayerPattern("BatchNormalization")
+
+    def replacement(self, match_layer):
+        channels = match_layer.weights["moving_mean:0"].size
+        name = f"{match_layer.layer['config']['name']}_identity"
+        match_layer.input_layers = [_fixed_depthwise(name, np.ones(channels))]
+        return match_layer
+
+
+class _ScalingAsConvolution(_transformations.transforms.Transform):
+    def __init__(self, channels):
+        self._channels = channels
+
+    def pattern(self):
+        return _transformations.transforms.LayerPattern("Rescaling|Normalization")
+
+    def replacement(self, match_layer):
+        config = match_layer.layer["config"]
+        scale, offset = (_rescaling if match_layer.layer["class_name"] == "Rescaling" else _normalization)(match_layer)
+        ones = np.ones(self._channels[config["name"]])
+        return _fixed_depthwise(config["name"], scale * ones, offset * ones)
+
+
+def _rescaling(node):
+    config = node.layer["config"]
+    return np.asarray(config["scale"]), np.asarray(config["offset"])
+
+
+def _normalization(node):
+    config = node.layer["config"]
+    mean = np.ravel(node.weights["mean:0"] if config["mean"] is None else config["mean"])
+    variance = np.ravel(node.weights["variance:0"] if config["variance"] is None else config["variance"])
+    deviation = np.maximum(np.sqrt(variance), tf_keras.backend.epsilon())
+    return 1 / deviation, -mean / deviation
+
+
+def _fixed_depthwise(name, scale, offset=None):
+    """A LayerNode of a 1x1 depthwise convolution that is not trained: x * scale + offset, per channel."""
+    layer = tf_keras.layers.DepthwiseConv2D(1, use_bias=offset is not None, trainable=False, name=name)
+    config = tf_keras.layers.serialize(layer, use_legacy_format=True)
+    weights = {"depthwise_kernel:0": scale.reshape(1, 1, -1, 1), "bias:0": offset}
+    return _LayerNode(
+        {**config, "name": name},
+        weights=collections.OrderedDict((key, value) for key, value in weights.items() if value is not None),
+        metadata={"quantize_config": None},
+    )
