@@ -205,6 +205,10 @@ def _framework(model):
 
     if isinstance(model, keras.Model):
         return keras
+    if keras.backend.backend() != "tensorflow":
+        raise ValueError(
+            f"tf_keras models train with KERAS_BACKEND=tensorflow only. Received: {keras.backend.backend()}"
+        )
     import tf_keras
 
     return tf_keras
