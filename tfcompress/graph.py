@@ -24,13 +24,14 @@ class Call:
     outputs: tuple
 
 
-def walk(model, values, visit):
+def walk(model, values, visit, enter=None):
     """Visits the calls of a model in topological order.
 
     Args:
         model: a Sequential or functional Keras model that is built.
         values: one value of any type for each input of the model.
         visit: function of a `Call`, returns the list of values of its outputs.
+        enter: function of a nested model and the list of its inputs' values, called before its layers are visited.
 
     Returns:
         The list of values of the model's outputs.
@@ -38,7 +39,7 @@ def walk(model, values, visit):
     Raises:
         ValueError: if the model is subclassed or not built.
     """
-    return _walk(model, list(model_inputs(model)), values, visit, "", {})[1]
+    return _walk(model, list(model_inputs(model)), values, visit, enter, "", {})[1]
 
 
 def model_inputs(model):
@@ -58,7 +59,7 @@ def is_nested_model(operation):
     return isinstance(operation, keras.Sequential) or _is_functional(operation)
 
 
-def _walk(model, tensors, values, visit, prefix, names):
+def _walk(model, tensors, values, visit, enter, prefix, names):
     """Walks one (nested) model. `tensors` are the specifications of its inputs in this call."""
     if isinstance(model, keras.Sequential):
         model = keras.Model(model.inputs, model.outputs)
@@ -71,7 +72,9 @@ def _walk(model, tensors, values, visit, prefix, names):
         inputs = [specs[id(x)] for x in node.input_tensors]
         if is_nested_model(operation):
             inner_values = [value_of[id(x)] for x in node.input_tensors]
-            outputs, results = _walk(operation, inputs, inner_values, visit, f"{name}/", names)
+            if enter:
+                enter(operation, inner_values)
+            outputs, results = _walk(operation, inputs, inner_values, visit, enter, f"{name}/", names)
         else:
             outputs = _output_specs(node, specs, inputs)
             results = visit(Call(name, operation, args, kwargs, tuple(inputs), tuple(outputs)))

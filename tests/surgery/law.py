@@ -112,11 +112,15 @@ def _silenced_call(call, kept):
     operation = call.operation
     xs = [x for x in keras.tree.flatten((call.args, call.kwargs)) if ops.is_tensor(x)]
     nan = [ops.isnan(x) for x in xs]
-    if isinstance(operation, CONSUMERS) or "MaxPool" in type(operation).__name__:
+    consumer = isinstance(operation, CONSUMERS)
+    if consumer or "MaxPool" in type(operation).__name__:
         y = operation(*[ops.where(n, ops.zeros_like(x), x) for n, x in zip(nan, xs)])
     else:
         y = operation(*call.args, **call.kwargs)
-    if isinstance(operation, CONSUMERS):
+    if consumer and _is_depthwise(operation):
+        dead = np.asarray(ops.convert_to_numpy(nan[0])).any(axis=(0, 1, 2))
+        return [_with_nan(y, np.flatnonzero(~np.repeat(dead, operation.filters // len(dead))), operation)]
+    if consumer:
         return [_with_nan(y, kept[call.name], operation)] if call.name in kept else [y]
     if "MaxPool" in type(operation).__name__:
         return [_where_nan(operation(ops.cast(nan[0], y.dtype)) > 0, y)]
@@ -124,6 +128,11 @@ def _silenced_call(call, kept):
     if len(xs) == 1 and not moves and not isinstance(y, (list, tuple)) and y.shape == xs[0].shape:
         return [_where_nan(nan[0], y)]
     return keras.tree.flatten(y)
+
+
+def _is_depthwise(layer):
+    """A grouped convolution with one input channel per group passes channels on as a depthwise one does."""
+    return getattr(layer, "groups", 1) > 1 and layer.kernel.shape[-2] == 1
 
 
 def _with_nan(y, kept, layer):

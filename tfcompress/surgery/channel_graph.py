@@ -90,6 +90,7 @@ class ChannelGraph:
         producers: {layer name: `Producer`} in topological order.
         groups: list of `Group`.
         class_of: (ids,) class of each id.
+        nested_inputs: {id of a nested model: the `Tensor`s of its inputs}.
         frozen: (classes,) which classes are never removed.
 
     Raises:
@@ -104,12 +105,13 @@ class ChannelGraph:
         self.producers = {}
         self.labels = {}
         self.resizes = {}
+        self.nested_inputs = {}
         self.uses = {}
         self._count = 1
         self._edges = []
         self._frozen = [(np.array([FROZEN]), "it is no channel of a layer")]
         inputs = [Tensor(tuple(x.shape)) for x in model_inputs(model)]
-        for tensor in walk(model, inputs, self._visit):
+        for tensor in walk(model, inputs, self._visit, self._enter):
             self.freeze(tensor, "an output of the model")
         self._check_skip()
         self._couple()
@@ -319,6 +321,15 @@ class ChannelGraph:
         return ["\nkept whole:", *lines] if lines else []
 
     # The walk.
+
+    def _enter(self, model, values):
+        """A nested model has one width, however often it is called."""
+        for known, tensor in zip(self.nested_inputs.setdefault(id(model), values), values):
+            if known.axis == tensor.axis and known.ids is not None:
+                self.unite(known.ids, tensor.ids)
+            else:
+                self.freeze(known, "a shared nested model is called on something else, too")
+                self.freeze(tensor, "a shared nested model is called on something else, too")
 
     def _visit(self, call):
         self.layers.setdefault(id(call.operation), (call.name, call.operation))

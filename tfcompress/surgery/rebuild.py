@@ -27,24 +27,44 @@ def apply_plan(model, plan):
 
 def rebuild(graph, alive):
     """Builds the network with only the given classes of a `ChannelGraph`: (classes,) bool."""
-    clones = []
+    clones = {}
 
     def kept(ids):
         return int(np.count_nonzero(alive[graph.class_of[ids]]))
 
     def clone(operation):
-        config = operation.get_config()
-        if id(operation) in graph.resizes:
-            config.update(graph.resizes[id(operation)][1](kept))
-        new = type(operation).from_config(config)
-        clones.append((operation, new))
-        return new
+        if id(operation) not in clones:
+            clones[id(operation)] = operation, _clone(graph, operation, kept, clone)
+        return clones[id(operation)][1]
 
-    model = keras.models.clone_model(graph.model, clone_function=clone, recursive=True)
-    for old, new in clones:
-        _assign(graph, alive, old, new)
+    model = keras.models.clone_model(graph.model, clone_function=clone)
+    for old, new in clones.values():
+        if not is_nested_model(old):
+            _assign(graph, alive, old, new)
     _copy_trainable(graph.model, model)
     return _uncompiled(model)
+
+
+def _clone(graph, operation, kept, clone):
+    """A layer, operation or nested model with its new width."""
+    if is_nested_model(operation):
+        return _clone_nested(graph, operation, kept, clone)
+    config = operation.get_config()
+    if id(operation) in graph.resizes:
+        config.update(graph.resizes[id(operation)][1](kept))
+    return type(operation).from_config(config)
+
+
+def _clone_nested(graph, model, kept, clone):
+    """`clone_model` would give a nested model inputs of the old width."""
+    inputs = []
+    for x, tensor in zip(model.inputs, graph.nested_inputs[id(model)]):
+        shape = list(x.shape)
+        if tensor.ids is not None and shape[tensor.axis] is not None:
+            shape[tensor.axis] = kept(tensor.ids)
+        inputs.append(keras.Input(batch_shape=shape, dtype=x.dtype, name=x.name))
+    inputs = inputs if isinstance(model, keras.Sequential) else keras.tree.pack_sequence_as(model.input, inputs)
+    return _uncompiled(keras.models.clone_model(model, input_tensors=inputs, clone_function=clone))
 
 
 def _assign(graph, alive, old, new):
