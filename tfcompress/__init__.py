@@ -26,6 +26,7 @@ _MODULE_OF = {
     "prune_channels": "surgery",
     "recalibrate": "surgery",
     "register_rule": "surgery",
+    "sensitivity": "surgery.sensitivity",
     "Profile": "profiling",
     "profile": "profiling",
     "UnsupportedLayerError": "errors",

@@ -47,8 +47,9 @@ def prune_channels(
         scope: "layer" (the same ratio everywhere) or "global" (scores of all layers compete; none is emptied).
         round_to: the kept widths are multiples of this, where the layer is at least that wide.
         skip: names of layers whose output channels are all kept.
-        ratios: {layer name: fraction to remove, in [0, 1)}, overrides for these layers and those coupled to them.
-            Alone, it prunes only these.
+        ratios: {layer name: fraction to remove, in [0, 1)}, overrides for these layers and those coupled to them (of
+            coupled layers, the first that is named decides). Alone, it prunes only these. `Sensitivity.ratios`
+            measures them.
 
     Returns:
         `Pruned(model, plan)`.
@@ -190,22 +191,31 @@ def _the_target(targets, ratios, criterion):
 
 
 def _fixed_counts(graph, ratios, round_to):
-    """{group index: channels kept} of the groups that `ratios` decides."""
+    """{group index: channels kept} of the groups that `ratios` decides: of coupled layers, the first that is named."""
     names = [name for name, _ in graph.layers.values()]
-    counts = {}
     for name, ratio in ratios.items():
         if not 0 <= ratio < 1:
             raise ValueError(f"ratios[{name!r}] must be in [0, 1). Received: {ratio}")
         if name not in names:
             raise ValueError(no_such_layer("ratios", name, names))
-        mine = [index for index, group in enumerate(graph.groups) if name in group.positions]
-        if not mine and ratio > 0:
-            raise ValueError(f"ratios names a layer without channels that can be removed: {name!r}.")
-        for index in mine:
-            size = len(graph.groups[index])
+    counts, decides = {}, set()
+    for index, group in enumerate(graph.groups):
+        named = [name for name in group.positions if name in ratios]
+        if named:
+            decides.add(named[0])
             steps = budget.steps_by_ratio(graph.groups, [index], round_to)
-            count = budget.counts_at_ratio({index: size}, steps, ratio)[index]
-            if counts.setdefault(index, count) != count:
-                others = [other for other in ratios if other != name and other in graph.groups[index].positions]
-                raise ValueError(f"ratios gives coupled layers different ratios: {name!r} and {others[0]!r}.")
+            counts.update(budget.counts_at_ratio({index: len(group)}, steps, ratios[named[0]]))
+    for name in set(ratios) - decides:
+        _check_decided(graph, ratios, name)
     return counts
+
+
+def _check_decided(graph, ratios, name):
+    """Refuses a ratio that decides nothing, unless the layers that it is coupled to say the same or it is zero."""
+    groups = [group for group in graph.groups if name in group.positions]
+    if not groups and ratios[name] > 0:
+        raise ValueError(f"ratios names a layer without channels that can be removed: {name!r}.")
+    for group in groups:
+        first = next(other for other in group.positions if other in ratios)
+        if ratios[first] != ratios[name]:
+            raise ValueError(f"ratios gives coupled layers different ratios: {first!r} and {name!r}.")

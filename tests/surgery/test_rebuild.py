@@ -1,0 +1,195 @@
+"""The rebuilt network is a plain Keras model with the original's weights, sliced."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from law import lifelike, run
+
+from tfcompress import apply_plan, plan_pruning, prune_channels, recalibrate
+from tfcompress.models import resnet
+
+
+@pytest.fixture(scope="module")
+def net():
+    model = resnet(8)
+    return lifelike(model, np.random.default_rng(0).random((16, 32, 32, 3)))
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.default_rng(1).random((8, 32, 32, 3)).astype("float32")
+
+
+def test_removing_nothing_is_the_identity(net, images):
+    same, plan = prune_channels(net, ratios={"conv1": 0.0})
+    assert [layer.get_config() for layer in same.layers] == [layer.get_config() for layer in net.layers]
+    for a, b in zip(same.get_weights(), net.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(run(same, [images])[0], run(net, [images])[0])
+    assert plan.before == plan.after
+
+
+def test_kept_weights_are_slices_of_the_originals(net):
+    pruned, plan = prune_channels(net, "random", ratio=0.5)
+    stem, inside = plan.kept["conv1"], plan.kept["stage1_block1_conv1"]
+    for name, index in [
+        ("conv1", np.ix_(range(3), range(3), range(3), stem)),
+        ("stage1_block1_conv1", np.ix_(range(3), range(3), stem, inside)),
+        ("stage1_block1_conv2", np.ix_(range(3), range(3), inside, stem)),
+    ]:
+        np.testing.assert_array_equal(pruned.get_layer(name).kernel, np.array(net.get_layer(name).kernel)[index])
+    for old, new in zip(net.get_layer("conv1_bn").weights, pruned.get_layer("conv1_bn").weights):
+        np.testing.assert_array_equal(new, np.array(old)[stem])
+    last = plan.kept["stage3_block1_conv2"]
+    np.testing.assert_array_equal(pruned.get_layer("logits").kernel, np.array(net.get_layer("logits").kernel)[last])
+
+
+def test_the_original_is_untouched_and_names_stay(net):
+    before = net.get_weights()
+    pruned, _ = prune_channels(net, ratio=0.5)
+    for a, b in zip(before, net.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert [layer.name for layer in pruned.layers] == [layer.name for layer in net.layers]
+    assert pruned.name == net.name
+    assert all(type(layer).__module__.startswith("keras.") for layer in pruned.layers)
+
+
+def test_reloads_where_tfcompress_was_never_imported(net, images, tmp_path):
+    pruned, _ = prune_channels(net, ratio=0.5)
+    pruned.save(tmp_path / "pruned.keras")
+    np.savez(tmp_path / "data.npz", x=images, y=run(pruned, [images])[0])
+    program = """
+        import sys, keras, numpy as np
+        model = keras.models.load_model("pruned.keras")
+        data = np.load("data.npz")
+        np.testing.assert_allclose(model.predict(data["x"], verbose=0), data["y"], atol=1e-4)
+        assert not any(name.startswith("tfcompress") for name in sys.modules)
+    """
+    environment = {**os.environ, "PYTHONPATH": ""}
+    subprocess.run([sys.executable, "-c", textwrap.dedent(program)], cwd=tmp_path, env=environment, check=True)
+
+
+def test_trains(images):
+    pruned, _ = prune_channels(resnet(8), ratio=0.5)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    pruned.compile(keras.optimizers.Adam(0.01), loss, jit_compile=False)
+    history = pruned.fit(images, np.arange(8), epochs=12, verbose=0)
+    assert history.history["loss"][-1] < 0.8 * history.history["loss"][0]
+
+
+@pytest.mark.parametrize("sequential", [False, True])
+def test_compiled_model_gives_an_uncompiled_one(sequential):
+    model = keras.Sequential([keras.Input((6,)), layers.Dense(8, name="a"), layers.Dense(3)])
+    if not sequential:
+        model = keras.Model(model.inputs, model.outputs)
+    model.compile("adam", "mse")
+    pruned, _ = prune_channels(model, ratio=0.5)
+    assert not pruned.compiled
+    assert isinstance(pruned, keras.Sequential) == sequential
+    assert pruned(np.ones((2, 6))).shape == (2, 3)
+
+
+def test_dictionaries_of_inputs_and_outputs_stay():
+    a, b = keras.Input((4,), name="a"), keras.Input((5,), name="b")
+    x = layers.Add()([layers.Dense(6)(a), layers.Dense(6)(b)])
+    model = keras.Model({"a": a, "b": b}, {"y": layers.Dense(2)(x)})
+    model.compile("sgd", "mse")
+    pruned, _ = prune_channels(model, ratio=0.5)
+    assert pruned({"a": np.ones((1, 4)), "b": np.ones((1, 5))})["y"].shape == (1, 2)
+
+
+def test_open_height_and_width():
+    inputs = keras.Input((None, None, 3))
+    x = layers.Conv2D(8, 3, padding="same")(layers.Conv2D(8, 3)(inputs))
+    x = layers.Add()([x, layers.Conv2D(8, 1)(x)])
+    model = keras.Model(inputs, layers.Dense(2)(layers.GlobalAveragePooling2D()(x)))
+    pruned, plan = prune_channels(model, ratio=0.5)
+    assert pruned(np.ones((1, 11, 9, 3))).shape == (1, 2)
+    assert plan.after.macs is None and plan.macs_reduction is None
+    assert "MACs" not in str(plan)
+    with pytest.raises(ValueError, match="fixed input size"):
+        plan_pruning(model, macs_reduction=0.5)
+
+
+def test_fixed_batch():
+    inputs = keras.Input(batch_shape=(4, 8, 8, 3))
+    x = layers.Flatten()(layers.Conv2D(8, 3)(inputs))
+    pruned, _ = prune_channels(keras.Model(inputs, layers.Dense(2)(x)), ratio=0.5)
+    assert pruned.input_shape == (4, 8, 8, 3)
+    assert pruned(np.ones((4, 8, 8, 3))).shape == (4, 2)
+
+
+def test_mixed_precision_stays():
+    policy = keras.dtype_policies.DTypePolicy("mixed_bfloat16")
+    inputs = keras.Input((8, 8, 3))
+    x = layers.BatchNormalization(dtype=policy)(layers.Conv2D(8, 3, dtype=policy)(inputs))
+    model = keras.Model(inputs, layers.Dense(2, dtype="float32")(layers.GlobalAveragePooling2D()(x)))
+    pruned, _ = prune_channels(model, ratio=0.5)
+    assert [layer.compute_dtype for layer in pruned.layers] == [layer.compute_dtype for layer in model.layers]
+    assert pruned.layers[1].kernel.dtype == "float32"
+
+
+def test_trainable_flags_stay():
+    inner = keras.Sequential([keras.Input((6,)), layers.Dense(8), layers.Dense(8)], name="inner")
+    model = keras.Sequential([keras.Input((6,)), inner, layers.Dense(8), layers.Dense(2)])
+    inner.layers[0].trainable = False
+    model.layers[1].trainable = False
+    pruned, _ = prune_channels(model, ratio=0.5)
+    assert [layer.trainable for layer in pruned.layers] == [True, False, True]
+    assert [layer.trainable for layer in pruned.layers[0].layers] == [False, True]
+    inner.trainable = False
+    inner.layers[1].trainable = True
+    pruned, _ = prune_channels(model, ratio=0.5)
+    assert [layer.trainable for layer in pruned.layers[0].layers] == [False, True]
+    assert len(pruned.trainable_weights) == len(model.trainable_weights)
+
+
+def test_subclassed_models_are_refused():
+    class Subclassed(keras.Model):
+        def call(self, x):
+            return x
+
+    with pytest.raises(ValueError, match="subclassed"):
+        prune_channels(Subclassed(), ratio=0.5)
+
+
+def test_recalibrate_measures_the_statistics():
+    inputs = keras.Input((5,))
+    x = layers.BatchNormalization(name="first")(inputs)
+    x = layers.BatchNormalization(name="frozen", trainable=False)(layers.Dropout(0.5)(x))
+    model = keras.Model(inputs, x)
+    x = np.random.default_rng(0).normal(3, 2, (96, 5))
+    recalibrate(model, x, batch_size=32)
+    first, frozen = model.get_layer("first"), model.get_layer("frozen")
+    np.testing.assert_allclose(first.moving_mean, x.mean(axis=0), rtol=1e-4)
+    variance = x.reshape(3, 32, 5).var(axis=1).mean(axis=0)
+    np.testing.assert_allclose(first.moving_variance, variance, rtol=1e-4)
+    assert first.momentum == 0.99
+    np.testing.assert_array_equal(frozen.moving_mean, np.zeros(5))
+    with pytest.raises(ValueError, match="empty"):
+        recalibrate(model, x[:0])
+
+
+def test_recalibrate_after_pruning_restores_the_scale_of_the_signals(net, images):
+    pruned, _ = prune_channels(net, ratio=0.5)
+    deep = keras.Model(pruned.inputs, pruned.get_layer("stage3_block1_conv2_bn").output)
+
+    def spread():
+        gamma = np.array(pruned.get_layer("stage3_block1_conv2_bn").gamma)
+        return np.abs(np.log(np.std(run(deep, [images])[0], axis=(0, 1, 2)) / gamma)).mean()
+
+    before = spread()
+    recalibrate(pruned, images)
+    assert spread() < 0.3 * before
+
+
+def test_applied_plan_equals_pruned_model(net):
+    pruned, plan = prune_channels(net, ratio=0.3)
+    for a, b in zip(apply_plan(net, plan).get_weights(), pruned.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)

@@ -1,0 +1,56 @@
+"""Sensitivity: a layer that matters and one that does not are told apart, and the ratios follow."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from tfcompress import prune_channels
+from tfcompress.models import resnet
+from tfcompress.surgery.sensitivity import sensitivity
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    """A network that tells which of eight inputs is largest: "idle" feeds nothing, "busy" carries the answer."""
+    inputs = keras.Input((8,))
+    busy = layers.Dense(8, name="busy")(inputs)
+    idle = layers.Dense(8, name="idle")(inputs)
+    model = keras.Model(inputs, layers.Dense(8, name="logits")(layers.Concatenate()([busy, idle])))
+    model.get_layer("busy").kernel.assign(np.eye(8))
+    model.get_layer("logits").kernel.assign(np.concatenate([np.eye(8), np.zeros((8, 8))]))
+    x = np.random.default_rng(0).random((400, 8))
+    return model, x, x.argmax(axis=1)
+
+
+@pytest.fixture(scope="module")
+def measured(classifier):
+    return sensitivity(*classifier, ratios=(0.25, 0.5))
+
+
+def test_accuracy_falls_where_it_must(measured):
+    assert measured.baseline == 1.0
+    assert measured.accuracy["idle"] == {0.25: 1.0, 0.5: 1.0}
+    for ratio, accuracy in measured.accuracy["busy"].items():  # the classes of removed channels are lost
+        assert accuracy == pytest.approx(1 - ratio, abs=0.1)
+
+
+def test_ratios_are_the_largest_harmless_ones(classifier, measured):
+    assert measured.ratios(max_drop=0.01) == {"busy": 0.0, "idle": 0.5}
+    assert measured.ratios(max_drop=0.4) == {"busy": 0.25, "idle": 0.5}
+    pruned, _ = prune_channels(classifier[0], ratios=measured.ratios(max_drop=0.01))
+    assert [layer.units for layer in pruned.layers if isinstance(layer, layers.Dense)] == [8, 4, 8]
+
+
+def test_table_and_plot(measured, tmp_path):
+    lines = str(measured).splitlines()
+    assert lines[0].endswith("100.00%") and "-25%" in lines[1] and len(lines) == 5
+    measured.plot(tmp_path / "sensitivity.png")
+    assert (tmp_path / "sensitivity.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_chosen_layers_of_a_network_with_zero_padded_shortcuts():
+    x = np.zeros((2, 32, 32, 3), "float32")
+    result = sensitivity(resnet(8), x, np.zeros(2), layers=["conv1", "stage2_block1_conv2"], ratios=(0.5,))
+    assert list(result.accuracy) == ["conv1", "stage2_block1_conv2"]
+    prune_channels(resnet(8), ratios={"conv1": 0.5, "stage2_block1_conv2": 0.25})  # two groups, no contradiction
