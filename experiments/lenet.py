@@ -138,13 +138,13 @@ def _shrink(task, name, widths, baseline, split, config, directory):
     ratios = {layer: 1 - width / baseline.get_layer(layer).output.shape[-1] for layer, width in widths.items()}
     small, plan = prune_channels(baseline, "l2", ratios=ratios)
     task.publish_text(f"{name}.plan.json", plan.to_json())
+    # SGD at the float network's rate diverged here: logits this far from the teacher's give large gradients at first.
     training = TrainingConfig(
         epochs=config.small_epochs,
-        learning_rate=0.05,
+        optimizer="adam",
+        learning_rate=3e-3,
         warmup_epochs=1,
-        weight_decay=1e-3,
         crop_padding=2,
-        temperature=4.0,
         seed=task.seed,
     )
     fit(small, *split.train, training, validation=split.validation, teacher=baseline, directory=directory)

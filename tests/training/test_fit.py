@@ -76,6 +76,12 @@ def test_bad_data_is_named(images, labels, message):
         fit(network(), images, labels, CONFIG)
 
 
+def test_divergence_stops_the_training_and_is_not_saved(digits, tmp_path):
+    with pytest.raises(FloatingPointError, match=r"epoch 1: training diverged. Lower learning_rate \(now 1e\+30\)"):
+        fit(network(), digits.x_train, digits.y_train, TrainingConfig(2, learning_rate=1e30), directory=tmp_path)
+    assert not (tmp_path / "checkpoint.npz").exists()
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [("epochs", 0), ("schedule", "cosin"), ("optimizer", "lamb"), ("learning_rate", 0.0), ("label_smoothing", 1.0)],

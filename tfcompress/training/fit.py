@@ -41,6 +41,7 @@ def fit(model, images, labels, config: TrainingConfig, *, validation=None, teach
 
     Raises:
         ValueError: images, labels and model do not fit together.
+        FloatingPointError: the loss became infinite or NaN; that epoch leaves no checkpoint.
         CheckpointError: the directory holds a damaged checkpoint, or one of another training.
     """
     classes = _check_data(model, images, labels)
@@ -75,7 +76,7 @@ def _train_epoch(model, images, labels, classes, config, epoch, teacher, callbac
     y = y * (1 - config.label_smoothing) + np.float32(config.label_smoothing / classes)
     if teacher is not None:
         y = np.concatenate([y, predict(teacher, x)], axis=1)
-    logs = model.fit(
+    history = model.fit(
         x,
         y,
         batch_size=config.batch_size,
@@ -85,10 +86,16 @@ def _train_epoch(model, images, labels, classes, config, epoch, teacher, callbac
         callbacks=list(callbacks),
         verbose=1 if sys.stdout.isatty() else 0,
     ).history
+    loss = float(history["loss"][0])
+    if not np.isfinite(loss):
+        raise FloatingPointError(
+            f"The loss is {loss} in epoch {epoch + 1}: training diverged. Lower learning_rate (now "
+            f"{config.learning_rate}) or raise warmup_epochs (now {config.warmup_epochs})"
+        )
     return {
         "epoch": epoch + 1,
-        "loss": float(logs["loss"][0]),
-        "accuracy": float(logs["accuracy"][0]),
+        "loss": loss,
+        "accuracy": float(history["accuracy"][0]),
         "seconds": round(time.perf_counter() - start, 3),
     }
 
