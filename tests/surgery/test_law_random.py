@@ -39,7 +39,7 @@ def check(seed):
     assert (counted.params, counted.macs) == (plan.after.params, plan.after.macs)
 
 
-@settings(max_examples=15, **COMMON)
+@settings(max_examples=10, **COMMON)
 @given(SEEDS)
 def test_random_networks(seed):
     check(seed)
@@ -71,35 +71,44 @@ def float32_law(seed):
     assert_close(run(pruned, x), silenced(model, plan.kept, x), 1e-3)
 
 
-JAX = """
+IMPORTS = """
 import sys
-sys.path.insert(0, {folder!r})
-import tfcompress, tfcompress.surgery, tfcompress.criteria, tfcompress.profiling, tfcompress.models
+import tfcompress, tfcompress.surgery.sensitivity, tfcompress.criteria, tfcompress.profiling, tfcompress.models
 import keras
 assert keras.backend.backend() == "jax"
 assert "tensorflow" not in sys.modules, "the package imported tensorflow"
-from test_law_random import float32_law
-for seed in {seeds}:
+sys.path.insert(0, {folder!r})
+from test_law_random import *
+"""
+SMALL = """
+inputs = keras.Input((8, 8, 3))
+x = keras.layers.BatchNormalization()(keras.layers.Conv2D(8, 3, activation="relu")(inputs))
+x = keras.layers.Add()([x, keras.layers.Conv2D(8, 1)(x)])
+model = keras.Model(inputs, keras.layers.Dense(3)(keras.layers.Flatten()(x)))
+x = [np.random.default_rng(0).normal(size=(8, 8, 8, 3)).astype("float32")]
+pruned, plan = prune_channels(lifelike(model, x), ratio=0.5)
+assert pruned.count_params() < 0.6 * model.count_params()
+assert_close(run(pruned, x), silenced(model, plan.kept, x), 1e-3)
+"""
+MANY = """
+for seed in range(20, 50):
     float32_law(seed)
-    print("seed", seed, "holds")
 """
 
 
-def on_jax(seeds):
-    program = JAX.format(folder=str(Path(__file__).parent), seeds=list(seeds))
+def on_jax(program):
+    program = IMPORTS.format(folder=str(Path(__file__).parent)) + program
     environment = {**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
-    return subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=3000
     )
-
-
-def test_jax_holds_and_imports_no_tensorflow():
-    result = on_jax([1])
     assert result.returncode == 0, result.stderr[-3000:]
-    assert result.stdout.count("holds") == 1
+
+
+def test_jax_imports_no_tensorflow_and_holds():
+    on_jax(SMALL)
 
 
 @pytest.mark.slow
 def test_jax_on_many_networks():
-    result = on_jax(range(20, 50))
-    assert result.returncode == 0, result.stdout[-500:] + result.stderr[-3000:]
+    on_jax(MANY)
