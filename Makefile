@@ -44,8 +44,9 @@ tables: $(READY)  ## write results/README.md and the CSV tables from the records
 plots: $(READY)  ## draw the plots from the records
 	$(BIN)/python -m tfcompress.reporting plots --results=results
 
-bench: $(READY)  ## time training against tf_keras, and pruned int8 files against whole ones (results/bench)
+bench: $(READY)  ## time training, surgery and pruned int8 files (results/bench)
 	$(BIN)/python -m experiments.bench_training
+	$(BIN)/python -m experiments.bench_surgery
 	$(BIN)/python -m experiments.bench_latency
 
 clean:  ## remove .venv, caches and unfinished runs (asks nothing; results/ stays)
