@@ -56,8 +56,9 @@ def inception():
     separable = layers.SeparableConv2D(6, 3, padding="same", use_bias=False)(x)
     separable = layers.Activation("relu")(layers.BatchNormalization()(separable))
     pooled = layers.Conv2D(6, 1)(layers.AveragePooling2D(3, 1, padding="same")(x))
-    merged = [layers.Maximum()([gated, pooled]), layers.Average()([separable, x]), layers.Subtract()([pooled, x])]
-    return head(inputs, layers.Concatenate()([*merged, layers.LeakyReLU(0.1)(gated)]), "inception")
+    merged = [layers.Maximum()([gated, pooled]), layers.Subtract()([separable, x])]
+    merged += [layers.Minimum()([gated, separable]), layers.LeakyReLU(0.1)(gated)]
+    return head(inputs, layers.Concatenate()(merged), "inception")
 
 
 def option_a():

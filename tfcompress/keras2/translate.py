@@ -131,24 +131,28 @@ def _normalization(layer):
     # Keras 3 keeps given statistics as constants and adapted ones as weights; tf_keras takes both as arguments.
     mean, variance = (layer.adapt_mean, layer.adapt_variance) if layer.mean is None else (layer.mean, layer.variance)
     return tf_keras.layers.Normalization(
-        axis=layer.axis, mean=np.ravel(mean), variance=np.ravel(variance), invert=layer.invert, name=layer.name
+        axis=layer.axis, mean=np.ravel(mean), variance=np.ravel(variance), invert=layer.invert, **_identity(layer)
     )
 
 
+def _identity(layer):
+    return {"name": layer.name, "trainable": layer.trainable, "dtype": layer.dtype_policy.name}
+
+
 def _leaky_relu(layer):
-    return tf_keras.layers.LeakyReLU(layer.negative_slope, name=layer.name)
+    return tf_keras.layers.LeakyReLU(layer.negative_slope, **_identity(layer))
 
 
 def _layer_scale(layer):
     """ConvNeXt's x * gamma, as the 1x1 depthwise convolution that it is."""
     kernel = np.reshape(layer.gamma, (1, 1, -1, 1))
-    return tf_keras.layers.DepthwiseConv2D(1, use_bias=False, weights=[kernel], name=layer.name)
+    return tf_keras.layers.DepthwiseConv2D(1, use_bias=False, weights=[kernel], **_identity(layer))
 
 
 def _scaled_sum(layer):
     """InceptionResNetV2's CustomScaleLayer: x + scale * residual."""
-    scaled = tf_keras.layers.Rescaling(layer.scale, name=f"{layer.name}_scaled")
-    added = tf_keras.layers.Add(name=layer.name)
+    scaled = tf_keras.layers.Rescaling(layer.scale, name=f"{layer.name}_scaled", dtype=layer.dtype_policy.name)
+    added = tf_keras.layers.Add(**_identity(layer))
     return lambda inputs: added([inputs[0], scaled(inputs[1])])
 
 
@@ -162,11 +166,12 @@ def _multiply(operation):
 
 def _binary(operation, a, b, layer_class, rescaling):
     """`a + b` or `a * b` written with operators: a merge layer, or a Rescaling where one of them is a number."""
+    identity = {"name": operation.name, "dtype": operation.output.dtype}
     constants = [value for value in (a, b) if isinstance(value, int | float)]
     if not constants:
-        return layer_class(name=operation.name)([a, b])
+        return layer_class(**identity)([a, b])
     tensor = b if constants[0] is a else a
-    return tf_keras.layers.Rescaling(**rescaling(constants[0]), name=operation.name)(tensor)
+    return tf_keras.layers.Rescaling(**rescaling(constants[0]), **identity)(tensor)
 
 
 _SPECIAL = {

@@ -91,7 +91,7 @@ def _normalization(node):
     mean = np.ravel(node.weights["mean:0"] if config["mean"] is None else config["mean"])
     variance = np.ravel(node.weights["variance:0"] if config["variance"] is None else config["variance"])
     deviation = np.maximum(np.sqrt(variance), tf_keras.backend.epsilon())
-    return 1 / deviation, -mean / deviation
+    return (deviation, mean) if config["invert"] else (1 / deviation, -mean / deviation)
 
 
 def _fixed_depthwise(name, scale, offset=None):

@@ -49,7 +49,7 @@ class PassThroughQuantizeConfig(OutputQuantizeConfig):
 
 _CONFIGS = {
     **dict.fromkeys(
-        [_layers.Average, _layers.Maximum, _layers.Minimum, _layers.Multiply, _layers.Subtract, _layers.ELU],
+        [_layers.Maximum, _layers.Minimum, _layers.Multiply, _layers.Subtract],
         OutputQuantizeConfig,
     ),
     # The int8 average pool keeps its input's scale; with a range of its own, as TF-MOT gives it, some networks do not
@@ -95,7 +95,7 @@ def check_supported(model):
             raise UnsupportedLayerError(layer, "nested models cannot be quantized; build the network in one piece")
         if layer.name in unfolded or is_scaling(layer):
             _check_per_channel(layer)
-        elif not (isinstance(layer, _layers.InputLayer | _layers.BatchNormalization) or registry.supports(layer)):
+        elif not (isinstance(layer, _REWRITTEN) or registry.supports(layer)):
             raise UnsupportedLayerError(layer, "cannot be quantized; replace it, or quantize after training instead")
         _check_activation(layer, registry)
 
@@ -121,6 +121,8 @@ def _check_activation(layer, registry):
         raise UnsupportedLayerError(layer, f"activation {name!r} cannot be fused; make it a layer of its own")
 
 
+# Layers outside the registry that the layout takes care of: separable convolutions are split in two.
+_REWRITTEN = (_layers.InputLayer, _layers.BatchNormalization, _layers.SeparableConv2D)
 _FUSED_ACTIVATIONS = ("linear", "relu", "sigmoid", "softmax", "swish", "tanh", "gelu")
 
 # TF-MOT's own prune-preserving registry lets the zeros of depthwise kernels go.
