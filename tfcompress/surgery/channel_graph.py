@@ -250,18 +250,31 @@ class ChannelGraph:
     @functools.cached_property
     def groups(self):
         """The groups of coupled channels that can be removed, in the order of their first producers."""
+        names, group_of = self._number_groups()
+        positions = [{} for _ in names]
+        for producer in self.producers.values():
+            classes = self.class_of[producer.ids]
+            numbers = group_of[classes]
+            for number in np.unique(numbers[numbers >= 0]):
+                mine = np.flatnonzero(numbers == number)
+                positions[number][producer.name] = mine[np.argsort(classes[mine], kind="stable")]
+        return [
+            _group(name, np.flatnonzero(group_of == number), positions[number]) for number, name in enumerate(names)
+        ]
+
+    def _number_groups(self):
+        """The names of the groups, and (classes,) the number of each class's group, -1 for classes without one."""
         signature = self._signatures()
-        groups, seen, taken = [], set(), {}
+        group_of, names, taken = np.full(len(self.frozen), -1), [], {}
         for name, producer in self.producers.items():
             classes = np.unique(self.class_of[producer.ids])
-            for value in dict.fromkeys(signature[classes[~self.frozen[classes]]].tolist()):
-                if value in seen:
-                    continue
-                seen.add(value)
+            new = classes[~self.frozen[classes] & (group_of[classes] < 0)]
+            for value in dict.fromkeys(signature[new].tolist()):
                 taken[name] = taken.get(name, 0) + 1
-                suffix = f"#{taken[name]}" if taken[name] > 1 else ""
-                groups.append(self._group(name + suffix, np.flatnonzero(signature == value)))
-        return groups
+                group_of[signature == value] = len(names)
+                names.append(f"{name}#{taken[name]}" if taken[name] > 1 else name)
+        group_of[self.frozen] = -1
+        return names, group_of
 
     def _signatures(self):
         """A number per class that is the same for classes with the same producers (each equally often)."""
@@ -270,18 +283,6 @@ class ChannelGraph:
         for weight, producer in zip(weights, self.producers.values()):
             np.add.at(signature, self.class_of[producer.ids], weight)
         return signature
-
-    def _group(self, name, classes):
-        where = {}
-        for producer in self.producers.values():
-            of_position = self.class_of[producer.ids]
-            mine = np.flatnonzero(np.isin(of_position, classes))
-            if len(mine):
-                order = np.argsort(of_position[mine], kind="stable")
-                where[producer.name] = mine[order].reshape(len(classes), -1)
-        first = next(iter(where.values()))[:, 0]
-        order = np.argsort(first)
-        return Group(name, classes[order], {key: value[order] for key, value in where.items()})
 
     def __str__(self):
         lines = [f"{self.model.name}: {len(self.groups)} groups of coupled channels"]
@@ -384,6 +385,13 @@ class ChannelGraph:
                 uses = self.uses[id(layer)] if id(variable) in of_kernels else 0
                 int8_bytes = _INT8_BYTES.get(variable.name, 1)
                 self._terms.append((constant, [number[id(x)] for x in ids.values()], uses, int8_bytes))
+
+
+def _group(name, classes, positions):
+    """A group from its classes, ascending, and each producer's positions sorted by class."""
+    positions = {producer: where.reshape(len(classes), -1) for producer, where in positions.items()}
+    order = np.argsort(next(iter(positions.values()))[:, 0])
+    return Group(name, classes[order], {producer: where[order] for producer, where in positions.items()})
 
 
 def no_such_layer(argument, name, names):
