@@ -144,7 +144,7 @@ class _Chooser:
 
         exact = self.round_to == 1
         solved = budget.solve(counts, steps, reduction, target, exact)
-        if reduction(solved, self.alive) >= target:
+        if target <= reduction(solved, self.alive) <= (target + budget.TOLERANCE if exact else 1):
             return solved
         # Channels of one group can have different consumers; then the cut depends on which of them go.
         return budget.solve(counts, steps, lambda counts: reduction(counts, self.alive), target, exact)
@@ -163,7 +163,8 @@ class _Chooser:
 
     def _count_at_threshold(self, matrix):
         allowed = budget.allowed_counts(len(matrix), self.round_to)
-        return min(allowed, key=lambda count: abs(count - self.criterion.count(matrix)))
+        wanted = self.criterion.count(matrix)
+        return min(allowed, key=lambda count: abs(count - wanted))
 
     def _first(self, counts):
         """The classes that stay when each group keeps its first channels: same widths as `alive`, but fast."""

@@ -456,20 +456,6 @@ def _stack_positions(call, graph, xs, axis):
     return [replace(xs[0], quiet=all(x.quiet for x in xs))]
 
 
-_NUMPY = {
-    "Add": np.add,
-    "Subtract": np.subtract,
-    "Maximum": np.maximum,
-    "Minimum": np.minimum,
-    "Average": np.add,
-    "Multiply": np.multiply,
-    "Divide": np.divide,
-    "TrueDivide": np.divide,
-    "Power": np.power,
-    "CustomScaleLayer": np.add,
-}
-
-
 @register_rule(layers.Add, layers.Subtract, layers.Multiply, layers.Average, layers.Maximum, layers.Minimum)
 @_keras_rule("Add", "Subtract", "Multiply", "Maximum", "Minimum", "Divide", "TrueDivide", "Power", "CustomScaleLayer")
 def merge(call, graph):
@@ -506,10 +492,10 @@ def _operand(x):
 def _merge_is_quiet(operation, xs, wide):
     """Whether the result is zero where all wide operands are silenced."""
     silent = [any(x is w for w in wide) and x.quiet for x in xs]
-    function = _NUMPY[type(operation).__name__]
-    if function is np.multiply:
+    kind = type(operation).__name__
+    if kind == "Multiply":
         return any(silent)
-    if function in (np.divide, np.power):
+    if kind in ("Divide", "TrueDivide", "Power"):
         return silent[0] and not any(silent[1:])
     return all(s or (not x.shape and x.quiet) for s, x in zip(silent, xs))
 
