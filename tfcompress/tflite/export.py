@@ -73,7 +73,8 @@ def export_tflite(model, path, precision="int8", calibration=None, *, softmax=Fa
         data = _convert(model, precision, None if quantization_aware else calibration, softmax)
         if precision == "int8":
             _check_int8(data, (0.0, 1.0) if calibration is None else (calibration.min(), calibration.max()))
-        data = flatbuffer.strip(data, _LayerNames(model), "softmax" if softmax else _output_name(model))
+        output = "softmax" if softmax else _output_name(model)
+        data = flatbuffer.strip(data, _LayerNames(model), plain_name(model.inputs[0].name), output)
         file.write(data)
     return TFLiteFile(path, len(data), len(gzip.compress(data, 9, mtime=0)), precision)
 

@@ -38,7 +38,7 @@ class _SharingBuilder(flatbuffers.Builder):
         return self._vectors[key]
 
 
-def strip(data, layer_names=None, output_name=None):
+def strip(data, layer_names=None, input_name=None, output_name=None):
     """Removes what inference does not read. Outputs stay bit-identical.
 
     Args:
@@ -46,7 +46,8 @@ def strip(data, layer_names=None, output_name=None):
         layer_names: function of a tensor's name and of whether an activation is fused into its operation. It returns
             the name of the layer whose output the tensor is, or None, and the names of all layers in the operation.
             The last tensor of each layer gets its name, so that files can be compared; apart from them only the
-            inputs have names.
+            input has a name.
+        input_name: name of the input tensor; the converter calls it after the operation that quantizes it.
         output_name: name of the output tensor; the converter calls it `Identity`.
 
     Returns:
@@ -56,17 +57,20 @@ def strip(data, layer_names=None, output_name=None):
     model.description, model.metadata, model.metadataBuffer, model.signatureDefs = None, None, None, None
     for graph in model.subgraphs:
         graph.name = None
-        names = _names(model, graph, layer_names or (lambda *_: (None, ())), output_name)
+        names = _names(model, graph, layer_names or (lambda *_: (None, ())))
+        names.update(dict.fromkeys(graph.inputs, input_name) if input_name else {})
+        names.update(dict.fromkeys(graph.outputs, output_name) if output_name else {})
         for index, tensor in enumerate(graph.tensors):
             tensor.name = names.get(index)
             if tensor.quantization is not None and tensor.quantization.scale is None:
                 tensor.quantization = None
     _free_batch(model)
     _drop_unused_buffers(model)
+    _drop_unused_codes(model)
     return write(model)
 
 
-def _names(model, graph, layer_names, output_name):
+def _names(model, graph, layer_names):
     """{tensor index: name}; of several tensors of a layer the last is its output."""
     of_layer, owner = {}, {}
     for operator in graph.operators:
@@ -84,8 +88,6 @@ def _names(model, graph, layer_names, output_name):
             of_layer[name], owner[index] = index, name
     names = {index: name for name, index in of_layer.items()}
     names.update({index: graph.tensors[index].name for index in graph.inputs})
-    if output_name is not None:
-        names.update(dict.fromkeys(graph.outputs, output_name))
     return names
 
 
@@ -145,3 +147,12 @@ def _drop_unused_buffers(model):
                 buffers.append(model.buffers[tensor.buffer])
             tensor.buffer = numbers[tensor.buffer]
     model.buffers = buffers
+
+
+def _drop_unused_codes(model):
+    """The converter lists the quantization of the float input that it then removes."""
+    operators = [operator for graph in model.subgraphs for operator in graph.operators]
+    used = sorted({operator.opcodeIndex for operator in operators})
+    model.operatorCodes = [model.operatorCodes[index] for index in used]
+    for operator in operators:
+        operator.opcodeIndex = used.index(operator.opcodeIndex)
