@@ -207,7 +207,8 @@ def _number(name, spread):
         return ""
     digits = METRICS[name].digits
     deviation = f" ± {spread.deviation:,.{digits}f}" if spread.deviation else ""
-    return f"{spread.mean:,.{digits}f}{deviation}"
+    # Adding zero turns a negative zero, which rounding may leave, into zero.
+    return f"{round(spread.mean, digits) + 0.0:,.{digits}f}{deviation}"
 
 
 def _markdown(names, rows):
