@@ -51,7 +51,7 @@ def _accuracy_against_bytes(summary):
         _points(axes, summary, metric, label, marker)
     _name_points(axes, summary, "gzip_bytes")
     for name, size, accuracy in _published_sizes(summary):
-        axes.plot(size, accuracy, "*", markersize=12, label=f"{name} (published)")
+        axes.plot(size, accuracy, "*", markersize=12, label=name)
     axes.set_xscale("log")
     axes.legend(fontsize=8)
     return figure
@@ -110,7 +110,7 @@ def _name_points(axes, summary, metric):
 
 
 def _published_sizes(summary):
-    """(name, bytes, top-1 in %) of published points; a drop is drawn from our float accuracy."""
+    """(label, bytes, top-1 in %) of published points; a drop is drawn from our float accuracy."""
     baseline = summary.variants.get(BASELINE, {}).get("top1_tflite")
     for point in published_points():
         if (point.experiment, point.dataset) != (summary.experiment, summary.dataset):
@@ -118,10 +118,12 @@ def _published_sizes(summary):
         values = {figure.metric: figure.published for figure in point.figures if figure.published is not None}
         size = values.get("gzip_bytes", values.get("tflite_bytes"))
         accuracy = values.get("top1_tflite")
+        if size is None:
+            continue
         if accuracy is None and baseline is not None and "drop" in values:
-            accuracy = baseline.mean - values["drop"]
-        if size is not None and accuracy is not None:
-            yield point.name, size, accuracy
+            yield f"{point.name} (published drop)", size, baseline.mean - values["drop"]
+        elif accuracy is not None:
+            yield f"{point.name} (published)", size, accuracy
 
 
 def _save(figure, path):
