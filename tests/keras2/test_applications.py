@@ -56,7 +56,8 @@ def test_application_computes_the_same(name, double_precision):
     expected, got = model.predict(images, verbose=0), to_tf_keras(model).predict(images, verbose=0)
     assert got.dtype == np.float64
     assert np.std(expected) > 1e-3
-    np.testing.assert_allclose(got, expected, atol=1e-6 * np.abs(expected).max())
+    # tf_keras's Rescaling rounds its factor to float32; 40 of them in InceptionResNetV2 add up to 1.1e-5.
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
 
 @pytest.mark.slow
