@@ -61,6 +61,15 @@ def inception():
     return head(inputs, layers.Concatenate()(merged), "inception")
 
 
+def dense_bn():
+    """The end of VGG16: BatchNorm behind dense layers, with and without biases and gammas."""
+    inputs = keras.Input((12, 12, 3))
+    x = layers.Flatten()(conv_bn(inputs, 8, "relu", strides=3))
+    x = layers.ReLU()(layers.BatchNormalization()(layers.Dense(16)(x)))
+    x = layers.BatchNormalization(scale=False)(layers.Dense(12, use_bias=False)(x))
+    return keras.Model(inputs, layers.Dense(5)(layers.Activation("relu")(x)), name="dense_bn")
+
+
 def option_a():
     return resnet(8, input_shape=(12, 12, 3))
 
@@ -84,7 +93,7 @@ def noise_to_signal(expected, got):
     return np.std(expected - got) / np.std(expected - expected.mean(0))
 
 
-@pytest.mark.parametrize("network", [option_a, pre_activation, mobile, inception])
+@pytest.mark.parametrize("network", [option_a, pre_activation, mobile, inception, dense_bn])
 def test_file_computes_the_network_in_integers(network):
     keras.utils.set_random_seed(0)
     model = network()

@@ -12,7 +12,9 @@ _FOLDING = ("Conv2D", "DepthwiseConv2D", "SeparableConv2D", "Dense")
 
 
 class Layout(tfmot.quantization.keras.QuantizeLayoutTransform):
-    """TF-MOT's layout after two rewritings, both exact in floats.
+    """TF-MOT's layout after three rewritings, all exact in floats.
+
+    BatchNorm behind a dense layer is folded into its weights: the converter does that for convolutions only.
 
     BatchNorm that no convolution can absorb (pre-activation networks) gets an identity 1x1 depthwise convolution in
     front, into which the converter folds it; Rescaling and Normalization become such a convolution themselves. As
@@ -22,6 +24,7 @@ class Layout(tfmot.quantization.keras.QuantizeLayoutTransform):
     def apply(self, model, layer_quantize_map):
         channels = {layer.name: layer.input_shape[-1] for layer in model.layers if is_scaling(layer)}
         for transform, names in (
+            (_FoldIntoDense(), folded_into_dense(model)),
             (_IdentityBeforeBatchNorm(), unfolded_batch_norms(model)),
             (_ScalingAsConvolution(channels), channels),
         ):
@@ -41,19 +44,47 @@ def is_scaling(layer):
 
 def unfolded_batch_norms(model):
     """The names of the BatchNorms that do not follow a linear convolution or dense layer read by them alone."""
+    norms = [layer for layer in model.layers if isinstance(layer, tf_keras.layers.BatchNormalization)]
+    return [norm.name for norm in norms if _folding_producer(norm, model) is None]
+
+
+def folded_into_dense(model):
+    """The names of the dense layers, and of the BatchNorms that follow them, that become one layer."""
     names = []
     for layer in model.layers:
         if isinstance(layer, tf_keras.layers.BatchNormalization):
-            producer = layer.inbound_nodes[0].inbound_layers
-            folds = (
-                type(producer).__name__ in _FOLDING
-                and producer.activation is tf_keras.activations.linear
-                and len(producer.outbound_nodes) == 1
-                and producer.name not in model.output_names
-            )
-            if not folds:
-                names.append(layer.name)
+            producer = _folding_producer(layer, model)
+            if isinstance(producer, tf_keras.layers.Dense):
+                names += [producer.name, layer.name]
     return names
+
+
+def _folding_producer(norm, model):
+    """The layer in front of a BatchNorm, if the BatchNorm can become part of it."""
+    producer = norm.inbound_nodes[0].inbound_layers
+    folds = (
+        type(producer).__name__ in _FOLDING
+        and producer.activation is tf_keras.activations.linear
+        and len(producer.outbound_nodes) == 1
+        and producer.name not in model.output_names
+    )
+    return producer if folds else None
+
+
+class _FoldIntoDense(_transformations.transforms.Transform):
+    def pattern(self):
+        dense = _transformations.transforms.LayerPattern("Dense")
+        return _transformations.transforms.LayerPattern("BatchNormalization", inputs=[dense])
+
+    def replacement(self, match_layer):
+        dense, norm = match_layer.input_layers[0], match_layer
+        weights, config = norm.weights, norm.layer["config"]
+        scale = weights.get("gamma:0", 1) / np.sqrt(weights["moving_variance:0"] + config["epsilon"])
+        bias = dense.weights.get("bias:0", 0)
+        dense.weights["kernel:0"] = dense.weights["kernel:0"] * scale
+        dense.weights["bias:0"] = (bias - weights["moving_mean:0"]) * scale + weights.get("beta:0", 0)
+        dense.layer["config"]["use_bias"] = True
+        return dense
 
 
 class _IdentityBeforeBatchNorm(_transformations.transforms.Transform):
