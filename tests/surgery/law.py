@@ -43,10 +43,15 @@ def float64(model):
 def lifelike(model, x, seed=0):
     """Gives the model weights and statistics with which every signal is of order one. Returns the model."""
     rng = np.random.default_rng(seed)
-    for layer in model._flatten_layers(include_self=False):
+    flat = list(model._flatten_layers(include_self=False))
+    normalized = any(isinstance(layer, layers.BatchNormalization) for layer in flat)
+    for layer in flat:
         if isinstance(layer, (layers.DepthwiseConv1D, layers.DepthwiseConv2D)):
             shape = layer.kernel.shape
             layer.kernel.assign(rng.normal(size=shape) * np.sqrt(2 / np.prod(shape[:-2])))
+        elif isinstance(layer, layers.Conv2D) and not normalized:  # Keras' default weights shrink the signals
+            shape = layer.kernel.shape
+            layer.kernel.assign(rng.normal(size=shape) * np.sqrt(2 / np.prod(shape[:-1])))
         elif type(layer).__name__ == "LayerScale":
             layer.gamma.assign(rng.uniform(0.7, 1.3, layer.gamma.shape))
         for name, low, high in (("gamma", 0.7, 1.3), ("beta", -0.3, 0.3), ("bias", -0.3, 0.3), ("alpha", 0.1, 0.4)):
