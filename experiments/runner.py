@@ -39,13 +39,10 @@ def main(name, profiles, run):
     def start(argv):
         if len(argv) > 1:
             raise app.UsageError(f"unexpected argument {argv[1]!r}; flags are written --name=value")
-        given = {f.name: FLAGS[f.name].value for f in dataclasses.fields(config_type) if FLAGS[f.name].present}
-        overrides = {
-            key: tuple(map(float, value)) if isinstance(value, list) else value for key, value in given.items()
-        }
-        config = dataclasses.replace(profiles[FLAGS.profile], **overrides)
+        given = [field.name for field in dataclasses.fields(config_type) if FLAGS[field.name].present]
+        config = _override(profiles[FLAGS.profile], given)
         command = f"python -m experiments.{name} --profile={FLAGS.profile} --seed={FLAGS.seed}"
-        command += "".join(f" --{key}={FLAGS[key].serialize().split('=', 1)[-1]}" for key in given)
+        command += "".join(f" {FLAGS[key].serialize()}" for key in given)
         run(Run(name, FLAGS.profile, FLAGS.seed, config, command, Path(FLAGS.workdir), Path(FLAGS.results)))
 
     try:
