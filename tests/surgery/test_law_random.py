@@ -23,6 +23,7 @@ COMMON = {"deadline": None, "suppress_health_check": list(HealthCheck), "print_b
 def network_with_examples(seed):
     """A network with signals of order one, and inputs for it."""
     keras.utils.clear_session()
+    keras.utils.set_random_seed(seed)
     model = random_network(seed)
     rng = np.random.default_rng(seed)
     x = [rng.normal(size=(8, *spec.shape[1:])) for spec in model.inputs]
