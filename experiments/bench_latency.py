@@ -90,7 +90,7 @@ def _network(name):
 def _export(model, path):
     import tfcompress as tfc
 
-    calibration = np.random.default_rng(0).random((16, *model.input_shape[1:]), "float32")
+    calibration = np.random.default_rng(0).random((4, *model.input_shape[1:]), "float32")
     return tfc.export_tflite(model, path, "int8", calibration).path
 
 
