@@ -25,8 +25,8 @@ $(READY): setup.cfg pyproject.toml constraints.txt
 test: $(READY)  ## run the tests (under 15 minutes on 2 cores)
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
-test-all: $(READY)  ## run the slow tests too
-	$(BIN)/python -m pytest $(ARGS)
+test-all: $(READY)  ## run the slow tests too (an hour; results/slow-tests.csv)
+	$(BIN)/python -m pytest --slow-results=results/slow-tests.csv $(ARGS)
 
 lint: $(READY)  ## check style and formatting
 	$(BIN)/ruff check .

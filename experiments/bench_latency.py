@@ -2,13 +2,23 @@
 
     python -m experiments.bench_latency
 
-Every network is pruned to 50 % of its MACs in several ways (rounding of the widths; every width, or only the first
-convolution of each residual block), exported to int8 and timed with the unpruned file in turn, one inference each.
-Realised means: speed-up of the file / ratio of the MACs; 1.0 would be all of it. Weights are random: time does not
-depend on them. Writes results/bench/latency.json.
+Every network is pruned to 50 % of its MACs in several ways: rounding of the widths, every width or only the first
+convolution of each residual block, all layers or only those at lower resolutions. The files are exported to int8 and
+timed with the unpruned one in turn, one inference each. Realised means: speed-up of the file / ratio of the MACs; 1.0
+would be all of it. Weights are random: time does not depend on them.
+
+A CPU with matrix units (AMX) computes 64 channels of a convolution in the time of 16, so small networks gain nothing
+there from fewer channels. No phone's kernels do that; --amx=false keeps LiteRT from using them. The record holds both.
+Writes results/bench/latency.json.
 """
 
+import ctypes
+import itertools
+import json
 import re
+import struct
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -19,19 +29,27 @@ from experiments.runner import write_json
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("models", ["vgg16", "resnet56"], "networks to prune: vgg16, resnet<depth>")
-flags.DEFINE_list("round_to", ["1", "8", "16", "32"], "multiples that the kept widths are rounded to")
+flags.DEFINE_list("round_to", ["8", "16", "32", "64"], "multiples that the kept widths are rounded to")
 flags.DEFINE_string("results", "results", "where the record goes")
+flags.DEFINE_list("time_files", [], "only time these files, and print {'amx': ..., 'median_ms': [...]}; used by itself")
+flags.DEFINE_bool("amx", True, "with time_files: whether LiteRT may use the CPU's matrix units")
 
 TARGET = 0.5
+# Largest height of the feature maps whose layers are pruned.
+RESOLUTIONS = (32, 16, 8)
 
 
 def main(_):
     from tfcompress.reporting import environment
 
+    if FLAGS.time_files:
+        print(json.dumps(_times(FLAGS.time_files, FLAGS.amx)))
+        return
     rows = [row for name in FLAGS.models for row in _measure(name)]
-    for name in FLAGS.models:
-        best = max((row for row in rows if row["model"] == name), key=lambda row: row["realised"])
-        print(f"{name}: {best['realised']:.2f} realised with round_to={best['round_to']}, {best['layers']}")
+    for name, amx in itertools.product(FLAGS.models, sorted({row["amx"] for row in rows})):
+        best = max((row for row in rows if (row["model"], row["amx"]) == (name, amx)), key=lambda row: row["realised"])
+        where = f"{best['layers']}, up to {best['resolution']}x{best['resolution']}, round_to={best['round_to']}"
+        print(f"{name}, {'with' if amx else 'without'} AMX: {best['realised']:.2f} realised: {where}")
     command = f"python -m experiments.bench_latency --models={','.join(FLAGS.models)}"
     record = {
         "benchmark": "int8 latency, one thread, batch 1, interleaved medians",
@@ -46,39 +64,52 @@ def _measure(name):
     import tfcompress as tfc
 
     model = _network(name)
-    choices = {"every width": ()}
-    if name.startswith("resnet"):
-        choices["first convolution of each block"] = tuple(
-            layer.name for layer in model.layers if re.search("^conv1$|_conv2$", layer.name)
-        )
-    plans = []
+    choices = [
+        (layers, resolution, int(round_to))
+        for layers in (("every width", "first convolutions") if name.startswith("resnet") else ("every width",))
+        for resolution in RESOLUTIONS
+        for round_to in FLAGS.round_to
+    ]
+    planned = {}
+    for choice in choices:
+        skip = _skip(model, *choice[:2])
+        try:
+            plan = tfc.plan_pruning(model, "l2", macs_reduction=TARGET, round_to=choice[2], skip=skip)
+        except ValueError as error:
+            print(f"{name}, {', '.join(map(str, choice))}: {error}")
+            continue
+        # Another rounding or the same widths: a plan that was made before is not timed twice.
+        widths = tuple(len(kept) for kept in plan.kept.values())
+        planned.setdefault(widths, (choice, plan))
+    planned = list(planned.values())
     with tempfile.TemporaryDirectory() as folder:
         files = [_export(model, Path(folder) / "whole.tflite")]
-        for which, skip in choices.items():
-            for round_to in map(int, FLAGS.round_to):
-                try:
-                    small, plan = tfc.prune_channels(model, "l2", macs_reduction=TARGET, round_to=round_to, skip=skip)
-                except ValueError as error:
-                    print(f"{name}, {which}, round_to={round_to}: {error}")
-                    continue
-                plans.append((which, round_to, plan))
-                files.append(_export(small, Path(folder) / f"{len(files)}.tflite"))
-        whole, *pruned = tfc.benchmark_interleaved(files)
-    for (which, round_to, plan), latency in zip(plans, pruned):
-        ratio, speedup = plan.before.macs / plan.after.macs, whole.median / latency.median
-        row = {
-            "model": name,
-            "layers": which,
-            "round_to": round_to,
-            "macs_reduction": round(plan.macs_reduction, 4),
-            "latency_ms_before": round(whole.median, 4),
-            "latency_ms_after": round(latency.median, 4),
-            "speedup": round(speedup, 3),
-            "macs_ratio": round(ratio, 3),
-            "realised": round(speedup / ratio, 3),
-        }
-        print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
-        yield row
+        for _, plan in planned:
+            files.append(_export(tfc.apply_plan(model, plan), Path(folder) / f"{len(files)}.tflite"))
+            print(f"{name}: {len(files) - 1} of {len(planned)} pruned files exported", flush=True)
+        timings = [_times_in_another_process(files, amx) for amx in (False, True)]
+    rows = []
+    for timing in timings:
+        before, *after = timing["median_ms"]
+        for ((layers, resolution, round_to), plan), latency in zip(planned, after):
+            ratio, speedup = plan.before.macs / plan.after.macs, before / latency
+            rows.append(
+                {
+                    "model": name,
+                    "amx": timing["amx"],
+                    "layers": layers,
+                    "resolution": resolution,
+                    "round_to": round_to,
+                    "macs_reduction": round(plan.macs_reduction, 4),
+                    "latency_ms_before": round(before, 4),
+                    "latency_ms_after": round(latency, 4),
+                    "speedup": round(speedup, 3),
+                    "macs_ratio": round(ratio, 3),
+                    "realised": round(speedup / ratio, 3),
+                }
+            )
+            print("  ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
+    return rows
 
 
 def _network(name):
@@ -87,11 +118,62 @@ def _network(name):
     return models.vgg16() if name == "vgg16" else models.resnet(int(name.removeprefix("resnet")))
 
 
+def _skip(model, layers, resolution):
+    """The convolutions that are kept whole."""
+    from tfcompress import profile
+
+    high = {
+        row.name for row in profile(model).layers if len(row.output_shape) == 4 and row.output_shape[1] > resolution
+    }
+    streams = {layer.name for layer in model.layers if re.search("^conv1$|_conv2$", layer.name)}
+    skip = high | streams if layers == "first convolutions" else high
+    convolutions = [layer.name for layer in model.layers if type(layer).__name__ == "Conv2D"]
+    return tuple(name for name in convolutions if name in skip)
+
+
 def _export(model, path):
     import tfcompress as tfc
 
-    calibration = np.random.default_rng(0).random((4, *model.input_shape[1:]), "float32")
+    calibration = np.random.default_rng(0).random((1, *model.input_shape[1:]), "float32")
     return tfc.export_tflite(model, path, "int8", calibration).path
+
+
+def _times_in_another_process(files, amx):
+    """Whether a process may use AMX is settled once, at its first use: each way of timing has a process of its own."""
+    command = [sys.executable, "-m", "experiments.bench_latency", f"--time_files={','.join(map(str, files))}"]
+    done = subprocess.run([*command, f"--amx={str(amx).lower()}"], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _times(files, amx):
+    if not amx:
+        _deny_amx()
+    import tfcompress as tfc
+
+    return {"amx": amx, "median_ms": [latency.median for latency in tfc.benchmark_interleaved(files)]}
+
+
+def _deny_amx():
+    """Makes Linux refuse this process the tile registers, upon which LiteRT takes its AVX-512 or AVX2 kernels.
+
+    A process must ask for them by arch_prctl(ARCH_REQ_XCOMP_PERM); a seccomp filter answers that call with EPERM.
+    Without effect on a CPU that has none.
+    """
+    arch_prctl, req_xcomp_perm = 158, 0x1023
+    program = [
+        (0x20, 0, 0, 0),  # load the number of the system call
+        (0x15, 0, 3, arch_prctl),  # another one: allow
+        (0x20, 0, 0, 16),  # load its first argument
+        (0x15, 0, 1, req_xcomp_perm),  # another one: allow
+        (0x06, 0, 0, 0x0005_0001),  # return errno 1, EPERM
+        (0x06, 0, 0, 0x7FFF_0000),  # return allow
+    ]
+    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in program))
+    header = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(program), ctypes.addressof(code)))
+    libc = ctypes.CDLL(None, use_errno=True)
+    set_no_new_privileges, set_seccomp, filter_mode = 38, 22, 2
+    if libc.prctl(set_no_new_privileges, 1, 0, 0, 0) or libc.prctl(set_seccomp, filter_mode, header, 0, 0):
+        raise OSError(ctypes.get_errno(), "Linux refused the seccomp filter that turns AMX off; use --amx=true")
 
 
 if __name__ == "__main__":

@@ -13,15 +13,11 @@ Our numbers beside the published ones: results/README.md.
 """
 
 import dataclasses
-import sys
 
 import numpy as np
 
-from experiments import runner
-
-
-def option(default, text):
-    return dataclasses.field(default=default, metadata={"help": text})
+from experiments import measure, runner
+from experiments.runner import load_split, option
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,18 +66,21 @@ PROFILES = {
 
 def run(task):
     """Runs all stages; every one resumes where it was interrupted."""
-    data, task = _dataset(task)
     config = task.config
-    split = _split(data, config)
+    dataset, split = load_split(task, config.dataset, held_out=5000, train_images=config.train_images)
+    if dataset != config.dataset:
+        task.config = config = dataclasses.replace(config, dataset=dataset)
+    if dataset != "mnist":
+        task.experiment = f"lenet-{dataset}"
     with task.stage("float32") as directory:
         baseline = _train_float(split, config, task.seed, directory)
     variants = [
-        _variant(task, "float32", baseline, baseline, "float32"),
-        _variant(task, "int8-ptq", baseline, baseline, "int8", split),
+        measure.export(task, "float32", baseline, baseline, "float32"),
+        measure.export(task, "int8-ptq", baseline, baseline, "int8", split),
     ]
     with task.stage("int8-qat") as directory:
         quantized = _quantize(baseline, baseline, split, config.qat_epochs, task.seed, directory)
-    variants.append(_variant(task, "int8-qat", quantized, baseline, "int8"))
+    variants.append(measure.export(task, "int8-qat", quantized, baseline, "int8"))
     sparse = baseline
     for sparsity, epochs in zip(config.sparsities, config.sparse_epochs):
         name = f"sparse{100 * sparsity:g}"
@@ -91,15 +90,15 @@ def run(task):
             quantized = _quantize(
                 sparse, baseline, split, config.qat_epochs, task.seed, directory, preserve_sparsity=True
             )
-        variants.append(_variant(task, f"{name}-int8-qat", quantized, baseline, "int8"))
+        variants.append(measure.export(task, f"{name}-int8-qat", quantized, baseline, "int8"))
     for name, widths in SMALL.items():
         with task.stage(name) as directory:
             small = _shrink(task, name, widths, baseline, split, config, directory)
         with task.stage(f"{name}-int8-qat") as directory:
             quantized = _quantize(small, baseline, split, config.small_qat_epochs, task.seed, directory)
-        variants.append(_variant(task, f"{name}-int8-qat", quantized, small, "int8"))
-    print("\n== measure", flush=True)
-    _record(task, data, split, variants)
+        variants.append(measure.export(task, f"{name}-int8-qat", quantized, small, "int8"))
+    selected = measure.record(task, task.config.dataset, split, variants, _select)
+    _draw_weights(task, variants, selected)
     task.close()
 
 
@@ -167,120 +166,19 @@ def _quantize(model, teacher, split, epochs, seed, directory, preserve_sparsity=
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class Split:
-    """What training may see: (images, labels) to train on, (images, labels) held out for choices."""
-
-    train: tuple
-    validation: tuple
-
-
-def _dataset(task):
-    """The data, and the task named after it; falls back to digits, loudly, when MNIST cannot be had."""
-    from tfcompress import datasets
-
-    name = task.config.dataset
-    try:
-        data = datasets.load(name)
-    except datasets.DatasetError as error:
-        data = datasets.load("digits")
-        notice = f"{error}.\nRUNNING ON scikit-learn's digits INSTEAD: not comparable with the published numbers."
-        print(f"{'!' * 100}\n{notice}\n{'!' * 100}", file=sys.stderr)
-        task.notices.append(notice)
-        task.config = dataclasses.replace(task.config, dataset="digits")
-    if data.name != "mnist":
-        task.experiment = f"lenet-{data.name}"
-    return data, task
-
-
-def _split(data, config):
-    from tfcompress import datasets
-
-    count = min(5000, len(data.x_train) // 10)
-    train, validation = datasets.split_validation(data.x_train, data.y_train, count)
-    if config.train_images:
-        train = tuple(array[: config.train_images] for array in train)
-    return Split(train, validation)
-
-
-@dataclasses.dataclass(frozen=True)
-class Variant:
-    """One row to be: a Keras 3 or tf_keras model, its `tfcompress.Profile`, and the .tflite file made of it."""
-
-    name: str
-    model: object
-    profile: object
-    file: object
-
-
-def _variant(task, name, model, network, precision, split=None):
-    """Exports a model; `network` is the Keras 3 network that it is, or that it was before quantization."""
-    from tfcompress import export_tflite, profile
-
-    # The float baseline has no ranges: its int8 file takes them from training images.
-    calibration = split.train[0][:500].astype("float32") / 255 if split else None
-    file = export_tflite(model, task.directory / f"{name}.tflite", precision, calibration)
-    print(f"   {file.path}: {file.bytes:,} bytes, {file.gzip_bytes:,} gzip", flush=True)
-    return Variant(name, model, profile(network), file)
-
-
-def _record(task, data, split, variants):
-    """Measures every file on held-out and test images and writes the record, with the files beside it."""
-    from tfcompress.reporting import Record, environment, write_record, write_weight_histograms
-
-    rows = _rows(data, split, variants)
-    selected = _select(rows)
-    for i, (row, variant) in enumerate(zip(rows, variants)):
-        published = None
-        # The first seed's files are enough to look at; a float file of 1.7 MB is for nobody's phone.
-        if task.seed == 0 and variant.file.precision == "int8":
-            task.publish(variant.file.path)
-            published = variant.file.path.name
-        rows[i] = dataclasses.replace(row, selected=row is selected, tflite=published)
-    weights = {variant.name: _weights(variant.model) for variant in variants}
-    write_weight_histograms(weights["float32"], weights[selected.variant], task.result_directory)
-    record = Record(
-        experiment=task.experiment,
-        dataset=data.name,
-        profile=task.profile,
-        seed=task.seed,
-        command=task.command,
-        config=dataclasses.asdict(task.config),
-        environment=environment(),
-        seconds=task.seconds,
-        rows=tuple(rows),
-    )
-    print(f"written: {write_record(record, task.result_directory)}")
-
-
-def _rows(data, split, variants):
-    from tfcompress import benchmark_interleaved, evaluate_tflite, sparsity_of
-    from tfcompress.reporting import Row
-    from tfcompress.training import accuracy
-
-    latencies = benchmark_interleaved([variant.file.path for variant in variants])
-    return [
-        Row(
-            variant=variant.name,
-            top1=accuracy(variant.model, data.x_test, data.y_test),
-            top1_tflite=evaluate_tflite(variant.file.path, data.x_test, data.y_test),
-            val_top1=evaluate_tflite(variant.file.path, *split.validation),
-            params=variant.profile.params,
-            macs=variant.profile.macs,
-            sparsity=sparsity_of(variant.model),
-            tflite_bytes=variant.file.bytes,
-            gzip_bytes=variant.file.gzip_bytes,
-            latency_ms=latency.median,
-        )
-        for variant, latency in zip(variants, latencies)
-    ]
-
-
 def _select(rows):
     """The smallest sparse file that loses at most 0.2 pt of held-out accuracy; the densest one if none does."""
     sparse = [row for row in rows if row.variant.startswith("sparse")]
     good = [row for row in sparse if row.val_top1 >= rows[0].val_top1 - 0.002]
     return min(good, key=lambda row: row.gzip_bytes) if good else sparse[0]
+
+
+def _draw_weights(task, variants, selected):
+    """Stores the histograms of the weights before pruning and in the selected variant, for the plots."""
+    from tfcompress.reporting import write_weight_histograms
+
+    weights = {variant.name: _weights(variant.model) for variant in variants}
+    write_weight_histograms(weights["float32"], weights[selected.variant], task.result_directory)
 
 
 def _weights(model):

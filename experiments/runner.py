@@ -11,6 +11,7 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 from absl import app, flags
 
 FLAGS = flags.FLAGS
@@ -56,7 +57,7 @@ def _override(config, names):
     values = {name: FLAGS[name].value for name in names}
     for name, value in values.items():
         if isinstance(value, list):
-            values[name] = tuple(map(type(getattr(config, name)[0]), value))
+            values[name] = tuple(map(type((getattr(config, name) or ("",))[0]), value))
     try:
         return dataclasses.replace(config, **values)
     except ValueError as error:
@@ -64,7 +65,13 @@ def _override(config, names):
 
 
 def _define(field):
-    define = {int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string, tuple: flags.DEFINE_list}
+    define = {
+        bool: flags.DEFINE_bool,
+        int: flags.DEFINE_integer,
+        float: flags.DEFINE_float,
+        str: flags.DEFINE_string,
+        tuple: flags.DEFINE_list,
+    }
     define[field.type](field.name, None, field.metadata["help"])
 
 
@@ -96,8 +103,9 @@ class Run:
 
     @property
     def directory(self):
-        """The run directory: named by experiment, profile, seed and a hash of the configuration."""
-        text = json.dumps(dataclasses.asdict(self.config), sort_keys=True)
+        """The run directory: named by experiment, profile, seed and a hash of what its stages depend on."""
+        fields = [field.name for field in dataclasses.fields(self.config) if field.metadata.get("identity", True)]
+        text = json.dumps({name: getattr(self.config, name) for name in fields}, sort_keys=True)
         fingerprint = hashlib.sha256(text.encode()).hexdigest()[:8]
         return self.workdir / f"{self.experiment}-{self.profile}-seed{self.seed}-{fingerprint}"
 
@@ -145,6 +153,62 @@ class Run:
         part = target.with_name(target.name + ".part")
         shutil.copyfile(path, part)
         os.replace(part, target)
+
+
+def option(default, text, identity=True):
+    """A field of a configuration, with the help of its flag.
+
+    Args:
+        default: its value.
+        text: what the flag means.
+        identity: whether what a stage computes depends on it; if not, a change goes on in the same run directory.
+    """
+    return dataclasses.field(default=default, metadata={"help": text, "identity": identity})
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """The images of an experiment, each an (images, labels): to train on, held out for choices, and for the end."""
+
+    train: tuple
+    validation: tuple
+    test: tuple
+
+
+def load_split(task, name, held_out, train_images=0, rgb=False):
+    """Loads a data set for a task, or, loudly, scikit-learn's digits where it cannot be had.
+
+    Args:
+        task: a `Run`; its `notices` repeat at its end what was said here.
+        name: as for `tfcompress.datasets.load`.
+        held_out: number of training images to hold out; never more than a tenth of them.
+        train_images: train on so many of the others only; 0 means all.
+        rgb: whether the network takes (32, 32, 3) images: smaller ones are padded, grey ones repeated.
+
+    Returns:
+        The name of the data set that was loaded, and a `Split`.
+    """
+    from tfcompress import datasets
+
+    try:
+        data = datasets.load(name)
+    except datasets.DatasetError as error:
+        data = datasets.load("digits")
+        notice = f"{error}.\nRUNNING ON scikit-learn's digits INSTEAD: not comparable with the published numbers."
+        print(f"{'!' * 100}\n{notice}\n{'!' * 100}", file=sys.stderr)
+        task.notices.append(notice)
+    images, test_images = (_as_rgb(x) if rgb else x for x in (data.x_train, data.x_test))
+    count = min(held_out, len(images) // 10)
+    train, validation = datasets.split_validation(images, data.y_train, count)
+    if train_images:
+        train = tuple(array[:train_images] for array in train)
+    return data.name, Split(train, validation, (test_images, data.y_test))
+
+
+def _as_rgb(images):
+    padding = (32 - images.shape[1]) // 2
+    images = np.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    return np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images
 
 
 def _history_seconds(path):

@@ -1,5 +1,6 @@
 """Training of one model: epochs, checkpoints, history."""
 
+import contextlib
 import csv
 import dataclasses
 import os
@@ -47,7 +48,7 @@ def fit(model, images, labels, config: TrainingConfig, *, validation=None, teach
     classes = _check_data(model, images, labels)
     identity = _identity(model, images, labels, config, teacher)
     path = Path(directory) / "checkpoint.npz" if directory else None
-    with training_clone(model, config.precision) as trained:
+    with training_clone(model, config.precision) as trained, _fast(teacher, config.precision) as teacher:
         _seed_dropout(trained, config.seed)
         steps = -(-len(images) // config.batch_size)
         rates = learning_rates(config, steps)
@@ -64,6 +65,13 @@ def fit(model, images, labels, config: TrainingConfig, *, validation=None, teach
                 _write_history(path.with_name("history.csv"), history)
             _report(history, config.epochs)
     return history
+
+
+def _fast(teacher, precision):
+    """The teacher in the arithmetic of the training: its forward passes are a large part of a distillation."""
+    import keras
+
+    return training_clone(teacher, precision) if isinstance(teacher, keras.Model) else contextlib.nullcontext(teacher)
 
 
 def _train_epoch(model, images, labels, classes, config, epoch, teacher, callbacks):

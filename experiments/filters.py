@@ -1,0 +1,156 @@
+"""What the filter pruning experiments share: a baseline, pruned networks with one fine-tuning budget, int8 files."""
+
+import dataclasses
+import json
+import os
+
+import numpy as np
+
+from experiments import measure
+from experiments.runner import option
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What a profile fixes; the other hyperparameters stand beside the stages that use them."""
+
+    model: str = option("", "the network")
+    dataset: str = option("cifar10", "cifar10, cifar100 or digits")
+    train_images: int = option(0, "train on so many images only; 0 means all")
+    held_out: int = option(2500, "training images kept for choices")
+    baseline_seed: int = option(0, "seed of the baseline, which all fine-tuning seeds share")
+    baseline_epochs: int = option(60, "epochs of the baseline")
+    train_baseline: bool = option(False, "train the baseline even where its weights are in the results", identity=False)
+    finetune_epochs: int = option(20, "epochs of each pruned network")
+    qat_epochs: int = option(3, "epochs of quantization-aware training")
+    precision: str = option("mixed_bfloat16", "arithmetic of the float trainings: float32 or mixed_bfloat16")
+    variants: tuple = option((), "pruned networks, named as the module's help says; none: all of them", identity=False)
+    quantized: tuple = option((), "those of them brought to int8; none: the first", identity=False)
+
+
+def baseline(task, build, split):
+    """Trains the unpruned network, or takes its weights from the results, where a long training has left them.
+
+    The weights are float16 numbers: what is kept in the results is what everything else started from.
+
+    Args:
+        task: the `Run`.
+        build: function that returns the untrained network.
+        split: the `Split`.
+
+    Returns:
+        A Keras model.
+    """
+    import keras
+
+    from tfcompress.training import TrainingConfig, accuracy, fit
+
+    config = task.config
+    shipped = task.results / task.experiment / f"baseline-{task.profile}-seed{config.baseline_seed}.npz"
+    keras.utils.set_random_seed(config.baseline_seed)
+    model = build()
+    if shipped.exists() and not config.train_baseline:
+        print(f"\n== baseline: weights of {shipped} (--train_baseline trains them again)", flush=True)
+        _load_float16(model, shipped)
+        return model
+    training = TrainingConfig(
+        epochs=config.baseline_epochs,
+        learning_rate=0.1,
+        warmup_epochs=min(2, config.baseline_epochs / 4),
+        weight_decay=5e-3,
+        crop_padding=4,
+        flip=True,
+        precision=config.precision,
+        seed=config.baseline_seed,
+    )
+    # All fine-tuning seeds and later choices of variants share this folder; fit refuses one of another training.
+    name = f"{task.experiment}-{task.profile}-baseline{config.baseline_seed}-{config.baseline_epochs}epochs"
+    directory = task.workdir / name
+    print(f"\n== baseline: {directory}", flush=True)
+    history = fit(model, *split.train, training, validation=split.validation, directory=directory)
+    task.seconds["baseline"] = round(sum(row["seconds"] for row in history), 1)
+    model.set_weights([weights.astype("float16").astype("float32") for weights in model.get_weights()])
+    notes = {
+        "command": task.command,
+        "training": dataclasses.asdict(training),
+        "val_top1": accuracy(model, *split.validation),
+        "history": history,
+    }
+    _save_float16(model, shipped, notes)
+    return model
+
+
+def prune_and_finetune(task, name, unpruned, split, criterion, distill=True, **budget):
+    """Prunes the baseline, and trains what is left.
+
+    Args:
+        task: the `Run`.
+        name: the variant's name.
+        unpruned: the baseline.
+        split: the `Split`.
+        criterion: as for `prune_channels`.
+        distill: whether the unpruned network teaches the pruned one.
+        budget: the other arguments of `prune_channels`.
+
+    Returns:
+        The network and its `PruningPlan`.
+    """
+    from tfcompress import prune_channels, recalibrate
+    from tfcompress.training import fit
+
+    with task.stage(name) as directory:
+        model, plan = prune_channels(unpruned, criterion, **budget)
+        print(f"   {plan.params_reduction:.1%} of the parameters, {plan.macs_reduction:.1%} of the MACs removed")
+        recalibrate(model, split.train[0][:1024].astype("float32") / 255, batch_size=128)
+        teacher = unpruned if distill else None
+        fit(model, *split.train, finetuning(task), validation=split.validation, teacher=teacher, directory=directory)
+    task.publish_text(f"{name}.plan.json", plan.to_json())
+    return model, plan
+
+
+def finetuning(task):
+    """The hyperparameters of every fine-tuning."""
+    from tfcompress.training import TrainingConfig
+
+    return TrainingConfig(
+        epochs=task.config.finetune_epochs,
+        learning_rate=0.05,
+        warmup_epochs=min(1, task.config.finetune_epochs / 4),
+        weight_decay=5e-3,
+        crop_padding=4,
+        flip=True,
+        distillation_weight=0.9,
+        temperature=4.0,
+        precision=task.config.precision,
+        seed=task.seed,
+    )
+
+
+def quantize(task, name, model, teacher, split):
+    """Quantization-aware training of a float network; returns its int8 variant, `int8-qat` behind its name."""
+    from tfcompress import quantization_aware_training
+    from tfcompress.training import TrainingConfig
+
+    training = TrainingConfig(
+        epochs=task.config.qat_epochs, learning_rate=0.005, crop_padding=4, flip=True, temperature=4.0, seed=task.seed
+    )
+    name = "int8-qat" if name == "float32" else f"{name}-int8-qat"
+    with task.stage(name) as directory:
+        quantized = quantization_aware_training(
+            model, *split.train, training, teacher=teacher, validation=split.validation, directory=directory
+        )
+    return measure.export(task, name, quantized, model, "int8")
+
+
+def _save_float16(model, path, notes):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    arrays = {f"{i:04d}": weights.astype("float16") for i, weights in enumerate(model.get_weights())}
+    with open(part, "wb") as file:
+        np.savez(file, notes=np.array(json.dumps(notes)), **arrays)
+    os.replace(part, path)
+
+
+def _load_float16(model, path):
+    with np.load(path) as stored:
+        model.set_weights([stored[name].astype("float32") for name in sorted(stored.files) if name != "notes"])

@@ -1,0 +1,135 @@
+"""Variants of a network, measured on their files, and the record of them."""
+
+import dataclasses
+import hashlib
+import json
+
+from experiments.runner import write_json
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One row to be.
+
+    Attributes:
+        name: as in the record.
+        model: the Keras 3 or tf_keras model.
+        profile: `tfcompress.Profile` of the Keras 3 network that it is, or that it was before quantization.
+        file: the `TFLiteFile` made of it.
+        macs_cut_papers: fraction of the MACs removed as papers count, or None.
+    """
+
+    name: str
+    model: object
+    profile: object
+    file: object
+    macs_cut_papers: float | None = None
+
+
+def export(task, name, model, network, precision, split=None, macs_cut_papers=None):
+    """Exports a model as the variant `name`.
+
+    Args:
+        task: the `Run`.
+        name: the variant's name, and its file's.
+        model: the Keras 3 or tf_keras model.
+        network: the Keras 3 network that it is, or that it was before quantization.
+        precision: as for `export_tflite`.
+        split: whose training images give the ranges of a float model's int8 file.
+        macs_cut_papers: fraction of the MACs removed as papers count, or None.
+    """
+    from tfcompress import export_tflite, profile
+
+    task.directory.mkdir(parents=True, exist_ok=True)
+    calibration = split.train[0][:500].astype("float32") / 255 if split else None
+    file = export_tflite(model, task.directory / f"{name}.tflite", precision, calibration)
+    print(f"   {file.path}: {file.bytes:,} bytes, {file.gzip_bytes:,} gzip", flush=True)
+    return Variant(name, model, profile(network), file, macs_cut_papers)
+
+
+def record(task, dataset, split, variants, select):
+    """Measures every file on held-out and test images and writes the record, with the int8 files beside it.
+
+    A file that was measured before is not evaluated again.
+
+    Args:
+        task: the `Run`.
+        dataset: name of the data set.
+        split: its `Split`.
+        variants: list of `Variant`; the first is the float baseline.
+        select: function of the rows that returns the one chosen on held-out images, or None.
+
+    Returns:
+        The selected row, or None.
+    """
+    from tfcompress import benchmark_interleaved
+    from tfcompress.reporting import Record, environment, write_record
+
+    print("\n== measure", flush=True)
+    latencies = benchmark_interleaved([variant.file.path for variant in variants])
+    rows = [_row(variant, latency.median, split) for variant, latency in zip(variants, latencies)]
+    selected = select(rows)
+    for i, (row, variant) in enumerate(zip(rows, variants)):
+        # The first seed's files are enough to look at; a float file is for nobody's phone.
+        published = task.seed == 0 and variant.file.precision == "int8"
+        if published:
+            task.publish(variant.file.path)
+        name = variant.file.path.name if published else None
+        rows[i] = dataclasses.replace(row, selected=row is selected, tflite=name)
+    path = write_record(
+        Record(
+            experiment=task.experiment,
+            dataset=dataset,
+            profile=task.profile,
+            seed=task.seed,
+            command=task.command,
+            config=dataclasses.asdict(task.config),
+            environment=environment(),
+            seconds=task.seconds,
+            rows=tuple(rows),
+        ),
+        task.result_directory,
+    )
+    print(f"written: {path}")
+    return selected
+
+
+def _row(variant, latency_ms, split):
+    from tfcompress import sparsity_of
+    from tfcompress.reporting import Row
+
+    top1, top1_tflite, val_top1 = _accuracies(variant, split)
+    return Row(
+        variant=variant.name,
+        top1=top1,
+        top1_tflite=top1_tflite,
+        val_top1=val_top1,
+        params=variant.profile.params,
+        macs=variant.profile.macs,
+        sparsity=sparsity_of(variant.model),
+        tflite_bytes=variant.file.bytes,
+        gzip_bytes=variant.file.gzip_bytes,
+        latency_ms=latency_ms,
+        macs_cut_papers=variant.macs_cut_papers,
+    )
+
+
+def _accuracies(variant, split):
+    """Test accuracy of the model and of the file, and held-out accuracy of the file; kept beside the file."""
+    from tfcompress import evaluate_tflite
+    from tfcompress.training import accuracy
+
+    digest = hashlib.sha256(variant.file.path.read_bytes()).hexdigest()
+    kept = variant.file.path.with_suffix(".accuracy.json")
+    if kept.exists():
+        stored = json.loads(kept.read_text())
+        if stored["sha256"] == digest:
+            return stored["accuracies"]
+    accuracies = [
+        accuracy(variant.model, *split.test),
+        evaluate_tflite(variant.file.path, *split.test),
+        evaluate_tflite(variant.file.path, *split.validation),
+    ]
+    print(f"   {variant.name}: {accuracies[1]:.2%} (held-out {accuracies[2]:.2%})", flush=True)
+    write_json(kept, {"sha256": digest, "accuracies": accuracies})
+    return accuracies
