@@ -21,6 +21,8 @@ run on scikit-learn's digits, as experiment "resnet<depth>-digits".
 import dataclasses
 import re
 
+import numpy as np
+
 from experiments import filters, measure, runner
 from experiments.runner import load_split
 
@@ -91,7 +93,7 @@ PROFILES = {
         baseline_epochs=2,
         finetune_epochs=1,
         qat_epochs=1,
-        variants=("distribution_fit_a-macs50-every", "l2-macs50-first-nodistill"),
+        variants=("distribution_fit_a-macs50-every",),
     ),
     "quick": Config(
         model="resnet20",
@@ -108,6 +110,7 @@ PROFILES = {
 def run(task):
     """Runs all stages; every one resumes where it was interrupted."""
     from tfcompress.models import resnet
+    from tfcompress.reporting import write_filter_norms
 
     config = task.config
     task.experiment = config.model if config.dataset == "cifar10" else f"{config.model}-{config.dataset}"
@@ -117,7 +120,7 @@ def run(task):
     depth, classes = int(config.model.removeprefix("resnet")), int(split.train[1].max()) + 1
     unpruned = filters.baseline(task, lambda: resnet(depth, classes), split)
     variants = [measure.export(task, "float32", unpruned, unpruned, "float32")]
-    networks = {"float32": unpruned}
+    networks, plans = {"float32": unpruned}, {}
     for name in config.variants or default_variants(config.model):
         pruning = parse(name)
         model, plan = filters.prune_and_finetune(
@@ -130,12 +133,14 @@ def run(task):
             macs_reduction=pruning.macs_reduction,
             skip=streams(unpruned) if pruning.first_only else (),
         )
-        networks[name], cut = model, macs_cut_papers(unpruned, plan)
+        networks[name], plans[name] = model, plan
+        cut = macs_cut_papers(unpruned, plan)
         variants.append(measure.export(task, name, model, model, "float32", macs_cut_papers=cut))
     first = next(name for name in networks if name != "float32")
     for name in ("float32", *(config.quantized or (first,))):
         variants.append(filters.quantize(task, name, networks[name], unpruned, split))
     measure.record(task, dataset, split, variants, select)
+    write_filter_norms(norms(unpruned, plans), task.result_directory)
     task.close()
 
 
@@ -169,6 +174,23 @@ def macs_cut_papers(unpruned, plan):
 
     macs = {layer.name: layer.macs for layer in profile(unpruned).layers}
     return 1 - sum(count * share(layer) for layer, count in macs.items()) / sum(macs.values())
+
+
+def norms(unpruned, plans):
+    """L2 norms of the filters of every stage's first convolutions over the mean of their layer: all, and those kept."""
+    stages = {}
+    for layer in unpruned.layers:
+        block = re.match(r"(stage\d)_block\d+_conv1$", layer.name)
+        if not block:
+            continue
+        lengths = np.linalg.norm(np.asarray(layer.kernel).reshape(-1, layer.filters), axis=0)
+        lengths /= lengths.mean()
+        stage = stages.setdefault(f"{block[1]}, first convolutions", {"before": []})
+        stage["before"] += lengths.tolist()
+        for name, plan in plans.items():
+            if "nodistill" not in name:
+                stage.setdefault(name, []).extend(lengths[plan.kept[layer.name]].tolist())
+    return stages
 
 
 def select(rows):

@@ -1,36 +1,17 @@
 """The LeNet experiment end to end, in seconds, on digits."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from tfcompress import evaluate_tflite
 from tfcompress.reporting import read_records
 
-ROOT = Path(__file__).parents[2]
-
-
-def run(folder, *flags, **environment):
-    command = [
-        sys.executable,
-        "-m",
-        "experiments.lenet",
-        f"--workdir={folder / 'runs'}",
-        f"--results={folder / 'results'}",
-    ]
-    return subprocess.run(
-        [*command, *flags], cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, check=False
-    )
-
 
 @pytest.fixture(scope="module")
-def smoke(tmp_path_factory):
+def smoke(tmp_path_factory, run_experiment):
     folder = tmp_path_factory.mktemp("smoke")
-    done = run(folder, "--profile=smoke")
+    done = run_experiment("lenet", folder, "--profile=smoke")
     assert done.returncode == 0, done.stderr
     return folder, done
 
@@ -53,10 +34,10 @@ def test_record_matches_its_files(smoke, digits):
     assert sum(row.selected for row in record.rows) == 1
 
 
-def test_same_command_skips_what_is_done(smoke):
+def test_same_command_skips_what_is_done(smoke, run_experiment):
     folder, first = smoke
     before = json.loads((folder / "results/lenet-digits/smoke-seed0/record.json").read_text())
-    again = run(folder, "--profile=smoke")
+    again = run_experiment("lenet", folder, "--profile=smoke")
     after = json.loads((folder / "results/lenet-digits/smoke-seed0/record.json").read_text())
     assert "epoch" in first.stdout and "epoch" not in again.stdout
     assert before["seconds"] == after["seconds"]
@@ -64,10 +45,11 @@ def test_same_command_skips_what_is_done(smoke):
         assert a["top1_tflite"] == b["top1_tflite"] and a["gzip_bytes"] == b["gzip_bytes"]
 
 
-def test_without_mnist_it_says_so_and_touches_no_mnist_record(tmp_path):
+def test_without_mnist_it_says_so_and_touches_no_mnist_record(tmp_path, run_experiment):
     """An npz that is damaged stands for a data set that cannot be had; a machine of the tests may be online."""
     (tmp_path / "mnist.npz").write_bytes(b"cut short")
-    done = run(
+    done = run_experiment(
+        "lenet",
         tmp_path,
         "--profile=smoke",
         "--dataset=mnist",
@@ -91,6 +73,6 @@ def test_without_mnist_it_says_so_and_touches_no_mnist_record(tmp_path):
         ("--sparsities=0.9,0.5", "must increase"),
     ],
 )
-def test_bad_flags_are_named(tmp_path, flag, message):
-    done = run(tmp_path, "--profile=smoke", flag)
+def test_bad_flags_are_named(run_experiment, tmp_path, flag, message):
+    done = run_experiment("lenet", tmp_path, "--profile=smoke", flag)
     assert done.returncode != 0 and message in done.stdout + done.stderr

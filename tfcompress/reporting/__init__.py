@@ -5,8 +5,17 @@ from tfcompress.reporting.records import (
     Row,
     environment,
     read_records,
+    write_filter_norms,
     write_record,
     write_weight_histograms,
 )
 
-__all__ = ["Record", "Row", "environment", "read_records", "write_record", "write_weight_histograms"]
+__all__ = [
+    "Record",
+    "Row",
+    "environment",
+    "read_records",
+    "write_filter_norms",
+    "write_record",
+    "write_weight_histograms",
+]

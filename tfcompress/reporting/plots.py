@@ -1,11 +1,11 @@
-"""Plots: accuracy against bytes and sparsity, weights before and after."""
+"""Plots: accuracy against bytes, MACs and sparsity; weights, filter norms and channels before and after."""
 
 import json
 import os
 import pathlib
 
 from tfcompress.reporting.published import published_points
-from tfcompress.reporting.records import HISTOGRAMS, read_records
+from tfcompress.reporting.records import FILTER_NORMS, HISTOGRAMS, read_records
 from tfcompress.reporting.summary import BASELINE, summarize
 
 SIZES = {"tflite_bytes": ("o", "raw"), "gzip_bytes": ("s", "gzip -9")}
@@ -14,8 +14,9 @@ SIZES = {"tflite_bytes": ("o", "raw"), "gzip_bytes": ("s", "gzip -9")}
 def write_plots(results):
     """Draws `<results>/<experiment>/<profile>-*.png` of every experiment of profile quick or full.
 
-    `accuracy-bytes`: both sizes of every variant, log scale, with the published points. `sparsity-accuracy`: where
-    variants differ in sparsity. `weights`: where weight histograms lie beside the record of the first seed.
+    `accuracy-bytes`: both sizes of every variant, log scale, with the published points. `sparsity-accuracy` and
+    `macs-accuracy`: where variants differ in sparsity or MACs. `weights`, `norms` and `channels`: where weight
+    histograms, filter norms and pruning plans lie beside the record of the first seed.
 
     Args:
         results: folder of the records.
@@ -38,10 +39,16 @@ def write_plots(results):
             paths.append(
                 _save(_sparsity_against_accuracy(summary), folder / f"{summary.profile}-sparsity-accuracy.png")
             )
-        histograms = folder / f"{summary.profile}-seed{summary.seeds[0]}" / HISTOGRAMS
-        if histograms.exists():
-            figure = _weights(summary, json.loads(histograms.read_text()))
-            paths.append(_save(figure, folder / f"{summary.profile}-weights.png"))
+        if len({spreads["macs"].mean for spreads in summary.variants.values()}) > 2:
+            paths.append(_save(_accuracy_against_macs(summary), folder / f"{summary.profile}-macs-accuracy.png"))
+        first_seed = folder / f"{summary.profile}-seed{summary.seeds[0]}"
+        for name, draw in ((HISTOGRAMS, _weights), (FILTER_NORMS, _norms)):
+            if (first_seed / name).exists():
+                figure = draw(summary, json.loads((first_seed / name).read_text()))
+                paths.append(_save(figure, folder / f"{summary.profile}-{draw.__name__[1:]}.png"))
+        plans = {path.name.removesuffix(".plan.json"): path for path in sorted(first_seed.glob("*.plan.json"))}
+        if plans:
+            paths.append(_save(_channels(summary, plans), folder / f"{summary.profile}-channels.png"))
     return paths
 
 
@@ -61,6 +68,69 @@ def _sparsity_against_accuracy(summary):
     figure, axes = _figure(summary, "sparsity (%)", "top-1 of the file (%)")
     _points(axes, summary, "sparsity", "ours", "o")
     _name_points(axes, summary, "sparsity")
+    return figure
+
+
+def _accuracy_against_macs(summary):
+    """Ours at the real cut and, hollow, at the cut as papers count it; published points as they count it."""
+    figure, axes = _figure(summary, "MACs cut (%)", "top-1 of the file (%)")
+    baseline = summary.variants[BASELINE]["top1_tflite"].mean
+    axes.axhline(baseline, color="grey", linewidth=0.8, linestyle=":", label="unpruned float")
+    for i, (variant, spreads) in enumerate(summary.variants.items()):
+        if "macs_cut" not in spreads or spreads["macs_cut"].mean == 0:
+            continue
+        height, color = spreads["top1_tflite"], f"C{i % 10}"
+        axes.errorbar(spreads["macs_cut"].mean, height.mean, height.deviation or 0, fmt="o", color=color, label=variant)
+        if "macs_cut_papers" in spreads:
+            axes.plot(spreads["macs_cut_papers"].mean, height.mean, "o", color=color, fillstyle="none")
+    for point in published_points():
+        values = {figure.metric: figure.published for figure in point.figures if figure.published is not None}
+        cut = values.get("macs_cut_papers", values.get("macs_cut"))
+        if (point.experiment, point.dataset) == (summary.experiment, summary.dataset) and cut and "drop" in values:
+            axes.plot(cut, baseline - values["drop"], "*", markersize=12, label=f"{point.name} (published drop)")
+    axes.legend(
+        fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5), title="hollow: as papers count", title_fontsize=7
+    )
+    figure.set_size_inches(10, 4.5)
+    return figure
+
+
+def _norms(summary, norms):
+    import matplotlib.figure
+    import numpy as np
+
+    figure = matplotlib.figure.Figure((4 * len(norms), 3.4), layout="constrained")
+    figure.suptitle(f"{summary.experiment}, {summary.profile}: distribution of filter norms before and after")
+    for column, (title, variants) in enumerate(norms.items(), 1):
+        axes = figure.add_subplot(1, len(norms), column)
+        edges = np.linspace(min(variants["before"]), max(variants["before"]), 16)
+        for name, values in variants.items():
+            density, _ = np.histogram(values, edges, density=True)
+            axes.stairs(density, edges, label=name, fill=name == "before", alpha=0.4 if name == "before" else 1)
+        axes.set_title(title, fontsize=9)
+        axes.set_xlabel("norm / mean of the layer")
+    axes.legend(fontsize=7)
+    return figure
+
+
+def _channels(summary, plans):
+    """Kept channels of every layer; variants with the same widths share a line."""
+    import matplotlib.figure
+
+    lines = {}
+    for variant, path in plans.items():
+        plan = json.loads(path.read_text())
+        lines.setdefault(tuple(len(kept) for kept in plan["kept"].values()), (variant, plan))
+    figure = matplotlib.figure.Figure((10, 4), layout="constrained")
+    axes = figure.add_subplot()
+    widths = next(iter(lines.values()))[1]["widths"]
+    axes.stairs(list(widths.values()), fill=True, alpha=0.25, color="grey", label="before")
+    for kept, (variant, _) in lines.items():
+        axes.stairs(kept, label=variant)
+    axes.set(title=f"{summary.experiment}, {summary.profile}: channels per layer", ylabel="channels", yscale="log")
+    step = -(-len(widths) // 40)
+    axes.set_xticks([i + 0.5 for i in range(0, len(widths), step)], list(widths)[::step], rotation=90, fontsize=6)
+    axes.legend(fontsize=6)
     return figure
 
 

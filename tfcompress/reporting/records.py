@@ -14,6 +14,7 @@ PROFILES = ("smoke", "quick", "full")
 PACKAGES = ("keras", "tensorflow", "tf_keras", "tensorflow-model-optimization", "ai-edge-litert", "numpy")
 FRACTIONS = ("top1", "top1_tflite", "val_top1", "sparsity", "macs_cut_papers")
 HISTOGRAMS = "weight_histograms.json"
+FILTER_NORMS = "filter_norms.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,6 +180,25 @@ def write_weight_histograms(before, after, folder, bins=81):
         histograms[layer] = {"edges": [round(float(edge), 6) for edge in edges], **counts}
     path = pathlib.Path(folder) / HISTOGRAMS
     _write_json(histograms, path, indent=None)
+    return path
+
+
+def write_filter_norms(norms, folder):
+    """Writes the norms of filters beside a record, for the plots.
+
+    Args:
+        norms: {title: {"before": norms of all filters, name of a variant: norms of those it kept, ...}}.
+        folder: the record's folder.
+
+    Returns:
+        The path written.
+    """
+    rounded = {
+        title: {name: [round(float(norm), 5) for norm in values] for name, values in variants.items()}
+        for title, variants in norms.items()
+    }
+    path = pathlib.Path(folder) / FILTER_NORMS
+    _write_json(rounded, path, indent=None)
     return path
 
 

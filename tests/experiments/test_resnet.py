@@ -1,0 +1,71 @@
+"""The ResNet experiment: its accounting to the digit, and all of it in seconds on digits."""
+
+import json
+
+import numpy as np
+import pytest
+
+import tfcompress as tfc
+from experiments.resnet import PROFILES, Config, macs_cut_papers, parse, streams
+from tfcompress.models import resnet
+from tfcompress.reporting import read_records
+
+
+@pytest.mark.parametrize(
+    ("rate", "papers", "first", "every"), [(0.5, 62.83, 49.91, 74.96), (0.625, 74.53, 62.39, 85.90)]
+)
+def test_resnet110_macs_as_papers_count_and_as_they_are(rate, papers, first, every):
+    model = resnet(110)
+    narrow = tfc.plan_pruning(model, "l2", ratio=rate, skip=streams(model))
+    assert 100 * narrow.macs_reduction == pytest.approx(first, abs=0.01)
+    assert 100 * macs_cut_papers(model, narrow) == pytest.approx(papers, abs=0.005)
+    whole = tfc.plan_pruning(model, "l2", ratio=rate)
+    assert 100 * whole.macs_reduction == pytest.approx(every, abs=0.01)
+    assert macs_cut_papers(model, whole) == pytest.approx(macs_cut_papers(model, narrow))
+
+
+def test_names_of_variants():
+    pruning = parse("distribution_fit_b-macs62-first-nodistill")
+    assert (pruning.criterion.method, pruning.macs_reduction) == ("wasserstein", 0.62)
+    assert pruning.first_only and not pruning.distill
+    assert parse("l2-macs70-every").criterion.name == "l2"
+
+
+def test_all_stages_and_one_more_variant(tmp_path, run_experiment):
+    done = run_experiment("resnet", tmp_path, "--profile=smoke")
+    assert done.returncode == 0, done.stderr
+    name = PROFILES["smoke"].variants[0]
+    (record,) = read_records(tmp_path / "results")
+    assert (record.experiment, record.dataset) == ("resnet8-digits", "digits")
+    rows = {row.variant: row for row in record.rows}
+    assert list(rows) == ["float32", name, "int8-qat", f"{name}-int8-qat"]
+    assert 0.50 <= 1 - rows[name].macs / rows["float32"].macs <= 0.51
+    assert rows[name].selected and rows[name].macs_cut_papers < 0.5
+    assert rows["int8-qat"].tflite_bytes < rows["float32"].tflite_bytes / 3
+    folder = tmp_path / "results" / "resnet8-digits" / "smoke-seed0"
+    plan = tfc.PruningPlan.from_json((folder / f"{name}.plan.json").read_text())
+    assert plan.after.macs == rows[name].macs
+    (stage, *_) = json.loads((folder / "filter_norms.json").read_text()).values()
+    assert np.mean(stage["before"]) == pytest.approx(1, abs=1e-4) and set(stage[name]) < set(stage["before"])
+
+    # A choice of variants is no new run, and the baseline in the results is where it starts.
+    more = run_experiment("resnet", tmp_path, "--profile=smoke", f"--variants={name},l2-macs50-first-nodistill")
+    assert more.returncode == 0, more.stderr
+    assert "baseline-smoke-seed0.npz" in more.stdout and more.stdout.count("epoch 1/1") == 1
+    (extended,) = read_records(tmp_path / "results")
+    assert {row.variant: row.top1_tflite for row in extended.rows if row.variant in rows} == {
+        variant: row.top1_tflite for variant, row in rows.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"model": "vgg16"}, "model must be resnet20"),
+        ({"variants": ("l2-62",)}, "criterion-macs<percent>-every"),
+        ({"quantized": ("l3-macs62-every",)}, "geometric_median"),
+    ],
+)
+def test_bad_configurations_are_named(fields, message):
+    with pytest.raises(ValueError, match=message):
+        Config(**{"model": "resnet20", **fields})
