@@ -14,6 +14,8 @@ _MODULE_OF = {
     "evaluate_tflite": "tflite",
     "export_tflite": "tflite",
     "predict_tflite": "tflite",
+    "Compressed": "compression.compress",
+    "compress": "compression.compress",
     "quantization_aware_training": "quantization",
     "sparsify": "sparsity",
     "sparsity_of": "sparsity",

@@ -17,6 +17,7 @@ def quantization_aware_training(
     config,
     *,
     preserve_sparsity=False,
+    input_range=(0.0, 1.0),
     teacher=None,
     validation=None,
     directory=None,
@@ -27,11 +28,12 @@ def quantization_aware_training(
     from up to 1,024 training images and follow a moving average.
 
     Args:
-        model: a Keras 3 or tf_keras model, trained, that takes pixels in [0, 1]. It is not changed.
+        model: a Keras 3 or tf_keras model, trained. It is not changed.
         x: training images, as `tfcompress.training.fit` takes them.
         y: (N,) integer labels.
         config: a `TrainingConfig`.
         preserve_sparsity: whether weights that are zero stay zero.
+        input_range: (smallest, largest) value of the model's inputs; (0, 1) for pixels / 255.
         teacher: a model to be distilled from, or None.
         validation: (images, labels) to measure after each epoch, or None.
         directory: where the checkpoints go, or None. The same call resumes there.
@@ -45,7 +47,7 @@ def quantization_aware_training(
     """
     from tfcompress.training import fit
 
-    wrapped = quantize_wrap(model, preserve_sparsity=preserve_sparsity)
+    wrapped = quantize_wrap(model, preserve_sparsity=preserve_sparsity, input_range=input_range)
     calibrate(wrapped, x[:_CALIBRATION_IMAGES], batch_size=config.batch_size)
     fit(wrapped, x, y, config, validation=validation, teacher=teacher, directory=directory)
     _update_weight_ranges(wrapped)

@@ -1,0 +1,195 @@
+"""The whole way on digits, by the Python call and by the command."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import tfcompress as tfc
+from tfcompress.cli import main
+from tfcompress.compression.compress import compress
+from tfcompress.datasets import UserData
+
+RECIPE = [
+    {"prune": {"criterion": "l2", "params_reduction": 0.5}},
+    {"finetune": {"epochs": 1, "optimizer": "adam", "learning_rate": 0.002, "distill": True}},
+    {"sparsify": {"sparsity": 0.5, "epochs": 1, "optimizer": "adam", "learning_rate": 0.001}},
+    {"qat": {"epochs": 1, "optimizer": "adam", "learning_rate": 0.0005, "preserve_sparsity": True, "distill": True}},
+    {"export": {"precision": "int8"}},
+]
+
+
+@pytest.fixture(scope="module")
+def model(digits):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input((28, 28, 1), name="image"),
+            layers.Conv2D(12, 5, strides=2, activation="relu", name="conv1"),
+            layers.Conv2D(16, 3, strides=2, activation="relu", name="conv2"),
+            layers.Flatten(),
+            layers.Dropout(0.25),
+            layers.Dense(10, activation="softmax", name="probabilities"),
+        ],
+        name="small",
+    )
+    model.compile("adam", "sparse_categorical_crossentropy")
+    model.fit(digits.x_train / np.float32(255), digits.y_train, epochs=12, batch_size=64, verbose=0)
+    return model
+
+
+@pytest.fixture(scope="module")
+def data(digits):
+    names = tuple(f"digit {i}" for i in range(10))
+    held_out = (digits.x_train[:200], digits.y_train[:200])
+    return UserData(
+        (digits.x_train[200:], digits.y_train[200:]), held_out, (digits.x_test, digits.y_test), names, "0-1", "digits"
+    )
+
+
+@pytest.fixture(scope="module")
+def done(model, data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compressed") / "out"
+    return compress(model, data, RECIPE, folder)
+
+
+def test_folder_holds_what_the_summary_says(done, model, data, digits):
+    names = {path.name for path in done.folder.iterdir()}
+    assert names == {"labels.txt", "model.json", "model.keras", "model.tflite", "plan.json", "report.html", "steps"}
+    summary = json.loads((done.folder / "model.json").read_text())
+    assert summary == done.summary
+    assert (done.folder / "labels.txt").read_text().splitlines()[3] == "digit 3"
+    file, steps = summary["file"], summary["steps"]
+    assert file["bytes"] == (done.folder / "model.tflite").stat().st_size == steps[-1]["bytes"]
+    assert file["top1"] == tfc.evaluate_tflite(done.folder / "model.tflite", digits.x_test, digits.y_test)
+    assert file["top1_of"] == "test" and file["top1"] > 0.8
+    assert [step["name"] for step in steps] == ["original", "1-prune", "2-finetune", "3-sparsify", "4-qat"]
+    assert [step["precision"] for step in steps] == ["float32"] * 4 + ["int8"]
+    params = [step["params"] for step in steps]
+    assert params[0] == model.count_params() and params[1] == params[-1] <= params[0] / 2
+    assert summary["input"]["scale"] == pytest.approx(1 / 255) and summary["input"]["zero_point"] == -128
+    assert summary["output"]["softmax"] and summary["output"]["scale"] == 1 / 256
+    assert sum(layer["params_after"] for layer in summary["layers"]) == params[-1]
+
+
+def test_float_model_is_a_plain_keras_model_with_the_zeros(done, data):
+    loaded = keras.models.load_model(done.folder / "model.keras")
+    probabilities = loaded.predict(data.validation[0][:20] / np.float32(255), verbose=0)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
+    assert tfc.sparsity_of(loaded) == pytest.approx(0.5, abs=0.02)
+    plan = tfc.PruningPlan.from_json((done.folder / "plan.json").read_text())
+    assert loaded.get_layer("conv2").filters == len(plan.kept["conv2"])
+
+
+def test_same_call_reads_the_results_back(done, model, data, capsys):
+    again = compress(model, data, RECIPE, done.folder)
+    assert "epoch" not in capsys.readouterr().out
+    keep = ("name", "top1", "bytes", "seconds")
+    assert [[step[key] for key in keep] for step in again.summary["steps"]] == [
+        [step[key] for key in keep] for step in done.summary["steps"]
+    ]
+
+
+def test_another_run_is_refused(done, model, data, tmp_path):
+    with pytest.raises(ValueError, match=r"holds another run \(its recipe differ\)"):
+        compress(model, data, "safe", done.folder)
+    (tmp_path / "letter.txt").write_text("dear diary")
+    with pytest.raises(ValueError, match="not empty and no run"):
+        compress(model, data, RECIPE, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
+
+
+def test_impossible_targets_are_found_before_anything_runs(model, data, tmp_path):
+    steps = [{"prune": {"params_reduction": 0.999}}, {"export": {}}]
+    with pytest.raises(ValueError, match=r"step 1: .*cannot be reached"):
+        compress(model, data, steps, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def files(model, digits, tmp_path_factory):
+    """The model and the data as a user of the command has them."""
+    folder = tmp_path_factory.mktemp("files")
+    model.save(folder / "model.keras")
+    fields = dataclasses.asdict(digits) if dataclasses.is_dataclass(digits) else digits._asdict()
+    arrays = {key: value for key, value in fields.items() if isinstance(value, np.ndarray)}
+    np.savez(folder / "digits.npz", **arrays)
+    return folder
+
+
+def run(capsys, *arguments):
+    code = main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_help_is_instant_and_teaches():
+    command = "import sys; from tfcompress.cli import main\ntry: main(['prune', '--help'])\nexcept SystemExit: pass\n"
+    done = subprocess.run(
+        [sys.executable, "-c", command + "print('tensorflow' in sys.modules, 'keras' in sys.modules)"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.endswith("False False\n")
+    assert "example: tfcompress prune model.keras -o small.keras" in " ".join(done.stdout.split())
+
+
+def test_profile_groups_and_dry_runs(files, capsys):
+    code, out, _ = run(capsys, "profile", files / "model.keras")
+    assert code == 0 and "conv2" in out and "float32" in out
+    code, out, _ = run(capsys, "groups", files / "model.keras")
+    assert code == 0 and "conv1" in out
+    code, out, _ = run(capsys, "prune", files / "model.keras", "--macs-reduction", "0.5", "--dry-run")
+    assert code == 0 and "int8 bytes" in out
+    code, out, _ = run(capsys, "compress", files / "model.keras", "--data", "none.npz", "--dry-run")
+    assert code == 0 and "params_reduction=0.65" in out and "int8 bytes" in out
+
+
+def test_step_by_step(files, capsys):
+    model, data = files / "model.keras", ("--data", files / "digits.npz")
+    small, tuned, int8 = files / "small.keras", files / "tuned.keras", files / "tuned.tflite"
+    code, out, _ = run(capsys, "prune", model, "-o", small, "--criterion", "l2", "--ratio", "0.25", *data)
+    assert code == 0 and "written" in out and small.with_suffix(".plan.json").exists()
+    code, out, _ = run(
+        capsys, "finetune", small, *data, "--teacher", model, "--epochs", "2", "--learning-rate", "0.002", "-o", tuned
+    )
+    assert code == 0 and "epoch 2/2" in out
+    code, out, _ = run(capsys, "quantize", tuned, *data, "-o", int8)
+    assert code == 0 and f"{int8.stat().st_size:,} bytes" in out
+    code, out, _ = run(capsys, "evaluate", int8, *data)
+    assert code == 0 and "test images" in out and float(out.split()[1].rstrip("%")) > 85
+    code, out, _ = run(capsys, "compare", tuned, int8, *data)
+    assert code == 0 and "SNR (dB)" in out
+    code, out, _ = run(capsys, "benchmark", int8)
+    assert code == 0 and "median (ms)" in out
+    code, out, _ = run(capsys, "sensitivity", model, *data, "--ratios", "0.5", "--layers", "conv2")
+    assert code == 0 and "conv2" in out and "-50%" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["profile", "nowhere.keras"], 1, "nowhere.keras"),
+        (["prune", "{model}", "--ratio", "0.5"], 2, "-o small.keras"),
+        (["prune", "{model}", "--ratio", "1.5", "--dry-run"], 1, "ratio must be in (0, 1)"),
+        (["prune", "{model}", "--ratio", "0.5", "--skip", "conv3", "--dry-run"], 1, "conv"),
+        (["prune", "{model}", "--ratio", "0.5", "-o", "small.h5"], 2, "the output is a .keras file"),
+        (["quantize", "{model}", "--data", "{data}", "-o", "nowhere/x.tflite"], 2, "there is no folder nowhere"),
+        (["quantize", "{model}", "--data", "{data}", "--qat", "--precision", "float16", "-o", "x.tflite"], 2, "int8"),
+        (["evaluate", "{model}", "--data", "{data}", "--scaling", "-1-1", "--class-names", "a,b"], 1, "class"),
+        (["compress", "{model}", "--data", "{data}"], 2, "-o out"),
+        (["compress", "{model}", "--data", "{data}", "--recipe", "tiny", "-o", "{folder}/x"], 1, "no recipe 'tiny'"),
+        (["compare", "a.tflite", "b.tflite", "--data", "{data}"], 2, "must be a Keras model"),
+    ],
+)
+def test_bad_input_is_one_line(files, capsys, arguments, code, message):
+    names = {"model": files / "model.keras", "data": files / "digits.npz", "folder": files}
+    got, _, err = run(capsys, *[argument.format(**names) for argument in arguments])
+    assert got == code and message in err
+    assert len(err.strip().splitlines()) == 1 and "Traceback" not in err

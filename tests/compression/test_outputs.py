@@ -1,0 +1,64 @@
+"""Removing and putting back a softmax changes nothing else."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from tfcompress.compression.outputs import as_logits, with_softmax
+
+
+def functional(*end):
+    inputs = keras.Input((6, 6, 1))
+    x = layers.Flatten()(layers.Conv2D(3, 3, activation="relu")(inputs))
+    for layer in end:
+        x = layer(x)
+    return keras.Model(inputs, x, name="net")
+
+
+def sequential(*end):
+    return keras.Sequential([keras.Input((6, 6, 1)), layers.Conv2D(3, 3), layers.Flatten(), *end], name="net")
+
+
+ENDS = {
+    "fused": lambda: [layers.Dense(4, activation="softmax")],
+    "activation": lambda: [layers.Dense(4), layers.Activation("softmax")],
+    "layer": lambda: [layers.Dense(4), layers.Softmax()],
+}
+
+
+@pytest.mark.parametrize("build", [functional, sequential])
+@pytest.mark.parametrize("end", ENDS)
+def test_softmax_is_removed_and_put_back(build, end, rng):
+    model = build(*ENDS[end]())
+    x = rng.random((5, 6, 6, 1), "float32")
+    logits, had_softmax = as_logits(model)
+    assert had_softmax and logits.name == "net"
+    values = logits.predict(x, verbose=0)
+    assert np.abs(values.sum(axis=1) - 1).max() > 1e-3
+    np.testing.assert_allclose(with_softmax(logits).predict(x, verbose=0), model.predict(x, verbose=0), atol=1e-6)
+    before = model.get_weights()
+    logits.set_weights([0 * weights for weights in logits.get_weights()])
+    assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights())), "the copy shares weights"
+
+
+def test_logits_stay(rng):
+    model = functional(layers.Dense(4))
+    x = rng.random((5, 6, 6, 1), "float32")
+    logits, had_softmax = as_logits(model)
+    assert not had_softmax and logits is not model
+    np.testing.assert_array_equal(logits.predict(x, verbose=0), model.predict(x, verbose=0))
+
+
+def test_what_is_no_classifier_is_refused():
+    with pytest.raises(ValueError, match="ends in a sigmoid"):
+        as_logits(functional(layers.Dense(4, activation="sigmoid")))
+    with pytest.raises(ValueError, match=r"output shape \(None, 1\)"):
+        as_logits(functional(layers.Dense(1)))
+    with pytest.raises(ValueError, match=r"output shape \(None, 4, 4, 3\)"):
+        as_logits(keras.Sequential([keras.Input((6, 6, 1)), layers.Conv2D(3, 3)]))
+    a, b = keras.Input((4,)), keras.Input((4,))
+    with pytest.raises(ValueError, match="2 inputs and 1 outputs"):
+        as_logits(keras.Model([a, b], layers.Dense(2)(layers.Add()([a, b]))))
+    with pytest.raises(ValueError, match="not built"):
+        as_logits(keras.Sequential([layers.Dense(3)]))

@@ -1,0 +1,505 @@
+"""The command `tfcompress`: every step from a Keras model to a .tflite file, without writing Python."""
+
+import argparse
+import importlib.metadata
+import os
+import sys
+
+# Releases that the tests ran with: (first, first untested).
+TESTED = {"keras": ("3.10", "3.16"), "tensorflow": ("2.20", "2.22"), "tf_keras": ("2.20", "2.22")}
+USAGE, FAILURE = 2, 1
+
+_MODEL = "a .keras or .h5 file"
+_DATA = "an .npz file (x, y or x_train, y_train, ...), a folder with one folder of images per class, or tfds:NAME"
+
+
+class CommandError(Exception):
+    """A command that cannot be carried out as given; the message is all the user needs."""
+
+
+def main(arguments=None):
+    """Runs the command line; returns the exit code: 0, 1 for a failure, 2 for wrong usage."""
+    parser = _parser()
+    options = parser.parse_args(_joined(sys.argv[1:] if arguments is None else arguments))
+    if not options.run:
+        parser.print_help()
+        return USAGE
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    _warn_of_versions()
+    try:
+        options.run(options)
+    except KeyboardInterrupt:
+        hint = "; the same command goes on where it stopped" if getattr(options, "resumable", False) else ""
+        print(f"interrupted{hint}", file=sys.stderr)
+        return FAILURE
+    except BrokenPipeError:
+        return FAILURE
+    except Exception as error:
+        if options.verbose:
+            raise
+        text = str(error) or type(error).__name__
+        if isinstance(error, OSError) and error.strerror:
+            text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        print(f"tfcompress {options.command}: {' '.join(text.split())}", file=sys.stderr)
+        known = (CommandError, ValueError, OSError, FloatingPointError, TypeError)
+        if not isinstance(error, known):
+            print(f"({type(error).__name__}; --verbose shows where)", file=sys.stderr)
+        return USAGE if isinstance(error, CommandError) else FAILURE
+    return 0
+
+
+def _joined(arguments):
+    """`--scaling -1-1` as one word: argparse takes what begins with a dash for an option."""
+    words = list(arguments)
+    if "--scaling" in words[:-1]:
+        at = words.index("--scaling")
+        words[at : at + 2] = [f"--scaling={words[at + 1]}"]
+    return words
+
+
+def _parser():
+    parser = argparse.ArgumentParser(
+        prog="tfcompress",
+        description="Makes a Keras model small and fast enough for phones, and measures the .tflite file.",
+        epilog="Start with: tfcompress compress model.keras --data images.npz --recipe small -o out",
+    )
+    parser.add_argument("--version", action="version", version=f"tfcompress {_version()}")
+    parser.set_defaults(run=None, verbose=False, command=None)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+
+    def command(name, run, help, example):
+        sub = commands.add_parser(
+            name,
+            help=help,
+            description=help[0].upper() + help[1:] + ".",
+            epilog=f"example: tfcompress {name} {example}",
+        )
+        sub.add_argument("--verbose", action="store_true", help="show the traceback of an error")
+        sub.set_defaults(run=run, command=name)
+        return sub
+
+    sub = command("profile", _profile, "layers, shapes, parameters, MACs and bytes of a model", "model.keras")
+    sub.add_argument("model", metavar="MODEL", help=_MODEL)
+
+    sub = command("groups", _groups, "the coupled channels of a model: what pruning removes together", "model.keras")
+    sub.add_argument("model", metavar="MODEL", help=_MODEL)
+    _add_skip(sub)
+
+    sub = command(
+        "sensitivity",
+        _sensitivity,
+        "accuracy after pruning one layer at a time, without training",
+        "model.keras --data images.npz --plot sensitivity.png",
+    )
+    sub.add_argument("model", metavar="MODEL", help=_MODEL)
+    _add_data(sub)
+    _add_skip(sub)
+    sub.add_argument("--criterion", default="l1", help="which filters go (default: l1)")
+    sub.add_argument("--layers", type=_words, help="layers to measure, with commas (default: all)")
+    sub.add_argument(
+        "--ratios", type=_fractions, help="fractions to remove, with commas (default: 0.1,0.3,0.5,0.7,0.9)"
+    )
+    sub.add_argument("--images", type=int, default=2000, help="held-out images to measure on (default: 2000)")
+    sub.add_argument("--plot", help="image file to draw the curves into")
+
+    sub = command(
+        "prune",
+        _prune,
+        "remove whole filters: a smaller model with new shapes",
+        "model.keras -o small.keras --criterion l2 --macs-reduction 0.5 --round-to 8",
+    )
+    sub.add_argument("model", metavar="MODEL", help=_MODEL)
+    sub.add_argument("-o", "--output", help="the smaller model, .keras; its plan goes beside it, .plan.json")
+    sub.add_argument("--criterion", default="l1", help="which filters go: l1, l2, geometric_median, ... (default: l1)")
+    target = sub.add_mutually_exclusive_group(required=True)
+    target.add_argument("--ratio", type=float, help="fraction of the channels of every layer to remove")
+    target.add_argument("--macs-reduction", type=float, help="fraction of the multiply-accumulates to remove")
+    target.add_argument("--params-reduction", type=float, help="fraction of the parameters to remove")
+    sub.add_argument(
+        "--scope", choices=("layer", "global"), default="layer", help="same ratio everywhere, or all compete"
+    )
+    sub.add_argument("--round-to", type=int, default=1, help="kept widths are multiples of this (default: 1)")
+    _add_skip(sub)
+    sub.add_argument("--data", help=f"{_DATA}: BatchNorm statistics are measured anew on it")
+    _add_data_options(sub)
+    sub.add_argument(
+        "--dry-run", action="store_true", help="print the plan with predicted bytes and MACs, write nothing"
+    )
+
+    sub = command(
+        "finetune",
+        _finetune,
+        "train a model on, resumable; with a teacher, by distillation",
+        "small.keras --data images.npz --teacher model.keras --epochs 10 -o tuned.keras",
+    )
+    sub.set_defaults(resumable=True)
+    sub.add_argument("model", metavar="MODEL", help=_MODEL)
+    _add_data(sub)
+    sub.add_argument("--teacher", help="model to learn from, .keras or .h5")
+    sub.add_argument("-o", "--output", required=True, help="the trained model, .keras; checkpoints go beside it")
+    _add_training(sub, epochs=10)
+
+    sub = command(
+        "quantize",
+        _quantize,
+        "write a .tflite file, quantized after training or with quantization-aware training",
+        "model.keras --data images.npz --precision int8 --qat --epochs 2 -o model.tflite",
+    )
+    sub.set_defaults(resumable=True)
+    sub.add_argument("model", metavar="MODEL", help=_MODEL)
+    _add_data(sub)
+    sub.add_argument("-o", "--output", required=True, help="the .tflite file")
+    sub.add_argument(
+        "--precision",
+        choices=("float32", "float16", "dynamic", "int8", "int16x8"),
+        default="int8",
+        help="default: int8, all of it, input and output included",
+    )
+    sub.add_argument("--qat", action="store_true", help="quantization-aware training first (int8 only)")
+    sub.add_argument("--preserve-sparsity", action="store_true", help="weights that are zero stay zero in it")
+    _add_training(sub, epochs=2)
+
+    sub = command(
+        "evaluate", _evaluate, "top-1 accuracy of a .tflite file or a model", "model.tflite --data images.npz"
+    )
+    sub.add_argument("model", metavar="FILE", help=f"a .tflite file, or {_MODEL}")
+    _add_data(sub)
+
+    sub = command("benchmark", _benchmark, "latency of .tflite files, one inference each in turn", "a.tflite b.tflite")
+    sub.add_argument("files", metavar="FILE", nargs="+", help=".tflite files")
+    sub.add_argument("--threads", type=int, default=1, help="threads of the interpreter (default: 1)")
+
+    sub = command(
+        "compare",
+        _compare,
+        "signal-to-noise of every layer of two models: where a smaller one goes wrong",
+        "model.keras model.tflite --data images.npz",
+    )
+    sub.add_argument("model", metavar="MODEL", help=f"the reference: {_MODEL}, or .tflite")
+    sub.add_argument("other", metavar="OTHER", help="the other one: the same")
+    _add_data(sub)
+    sub.add_argument("--images", type=int, default=32, help="images to compare on (default: 32)")
+
+    sub = command(
+        "compress",
+        _compress,
+        "the whole way by a recipe: prune, train, quantize, measure, report",
+        "model.keras --data images.npz --recipe small -o out",
+    )
+    sub.set_defaults(resumable=True)
+    sub.add_argument("model", metavar="MODEL", help=_MODEL)
+    _add_data(sub)
+    sub.add_argument("--recipe", default="small", help="small, fast, safe, or a YAML file (default: small)")
+    sub.add_argument("-o", "--output", help="the output folder")
+    sub.add_argument("--dry-run", action="store_true", help="print the plan with predicted bytes and MACs, run nothing")
+    return parser
+
+
+def _add_skip(sub):
+    sub.add_argument("--skip", type=_words, default=(), help="layers whose channels are all kept, with commas")
+
+
+def _add_data(sub):
+    sub.add_argument("--data", required=True, help=_DATA)
+    _add_data_options(sub)
+
+
+def _add_data_options(sub):
+    from tfcompress.datasets.user import SCALINGS
+
+    sub.add_argument(
+        "--scaling",
+        choices=list(SCALINGS),
+        default="0-1",
+        help="what the model takes: " + "; ".join(f"{name}: {text}" for name, (*_, text) in SCALINGS.items()),
+    )
+    sub.add_argument(
+        "--class-names", type=_words, help="names of the classes, with commas (default: folders or numbers)"
+    )
+    sub.add_argument("--held-out", type=float, default=0.1, help="fraction of the training images to hold out (0.1)")
+    sub.add_argument("--on-bad-image", choices=("stop", "skip"), default="stop", help="an image that does not decode")
+
+
+def _add_training(sub, epochs):
+    sub.add_argument("--epochs", type=int, default=epochs, help=f"default: {epochs}")
+    sub.add_argument("--learning-rate", type=float, default=1e-3, help="the peak rate (default: 0.001)")
+    sub.add_argument("--optimizer", choices=("adam", "sgd"), default="adam", help="default: adam")
+    sub.add_argument("--batch-size", type=int, default=128, help="default: 128")
+    sub.add_argument("--crop-padding", type=int, default=0, help="random crops after padding by so many pixels")
+    sub.add_argument("--flip", action="store_true", help="random horizontal flips")
+    sub.add_argument("--seed", type=int, default=0, help="of shuffling and augmentation (default: 0)")
+
+
+def _words(text):
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def _fractions(text):
+    return tuple(float(word) for word in _words(text))
+
+
+def _version():
+    from tfcompress import __version__
+
+    return __version__
+
+
+def _warn_of_versions():
+    for package, (first, untested) in TESTED.items():
+        try:
+            found = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            print(f"{package} is not installed; tested: {first} up to, not including, {untested}", file=sys.stderr)
+            continue
+        if not _numbers(first) <= _numbers(found) < _numbers(untested):
+            print(f"{package} {found} is untested; tested: {first} up to, not including, {untested}", file=sys.stderr)
+
+
+def _numbers(version):
+    return tuple(int(part) for part in version.split(".")[:2])
+
+
+def _profile(options):
+    import tfcompress as tfc
+    from tfcompress.models import load_model
+
+    profile = tfc.profile(load_model(options.model))
+    print(profile)
+    print(f"\nbytes: {4 * profile.params:,} in float32, about {profile.params:,} in int8")
+
+
+def _groups(options):
+    import tfcompress as tfc
+    from tfcompress.models import load_model
+
+    print(tfc.ChannelGraph(load_model(options.model), options.skip))
+
+
+def _sensitivity(options):
+    import tfcompress as tfc
+    from tfcompress.training.predict import as_float
+
+    model, data = _model_and_data(options)
+    x, y = (array[: options.images] for array in data.validation)
+    arguments = {"ratios": options.ratios} if options.ratios else {}
+    result = tfc.sensitivity(
+        model, as_float(x), y, layers=options.layers, criterion=options.criterion, skip=options.skip, **arguments
+    )
+    print(result)
+    if options.plot:
+        result.plot(options.plot)
+        print(f"written: {options.plot}")
+
+
+def _prune(options):
+    import tfcompress as tfc
+    from tfcompress.models import load_model
+
+    if not options.output and not options.dry_run:
+        raise CommandError("give the file of the smaller model (-o small.keras), or --dry-run")
+    model = load_model(options.model)
+    names = ("criterion", "ratio", "macs_reduction", "params_reduction", "scope", "round_to", "skip")
+    arguments = {name: getattr(options, name) for name in names}
+    if options.dry_run:
+        print(tfc.plan_pruning(model, **arguments))
+        return
+    output = _output(options.output, ".keras")
+    model, plan = tfc.prune_channels(model, **arguments)
+    if options.data:
+        from tfcompress.compression.compress import calibration_images
+
+        tfc.recalibrate(model, calibration_images(_data(options, model), 1024), batch_size=128)
+    print(plan)
+    _save(model, output)
+    _write_text(output.with_suffix(".plan.json"), plan.to_json())
+
+
+def _finetune(options):
+    from tfcompress.compression.outputs import as_logits, with_softmax
+    from tfcompress.models import load_model
+    from tfcompress.training import fit
+
+    output = _output(options.output, ".keras")
+    model, data = _model_and_data(options)
+    model, had_softmax = as_logits(model)
+    teacher = as_logits(load_model(options.teacher))[0] if options.teacher else None
+    fit(
+        model,
+        *data.train,
+        _training(options),
+        validation=data.validation,
+        teacher=teacher,
+        directory=output.with_suffix(".training"),
+    )
+    _save(with_softmax(model) if had_softmax else model, output)
+
+
+def _quantize(options):
+    import tfcompress as tfc
+    from tfcompress.compression.compress import calibration_images, input_range
+    from tfcompress.compression.outputs import as_logits
+
+    if options.qat and options.precision != "int8":
+        raise CommandError(f"--qat gives int8 files. Received: --precision {options.precision}")
+    output = _output(options.output, ".tflite")
+    model, data = _model_and_data(options)
+    model, had_softmax = as_logits(model)
+    if options.qat:
+        model = tfc.quantization_aware_training(
+            model,
+            *data.train,
+            _training(options),
+            preserve_sparsity=options.preserve_sparsity,
+            input_range=input_range(data),
+            teacher=model,
+            validation=data.validation,
+            directory=output.with_suffix(".training"),
+        )
+    file = tfc.export_tflite(model, output, options.precision, calibration_images(data), softmax=had_softmax)
+    print(f"written: {file.path}, {file.bytes:,} bytes, {file.gzip_bytes:,} after gzip -9")
+
+
+def _evaluate(options):
+    import numpy as np
+
+    import tfcompress as tfc
+    from tfcompress.training import accuracy
+
+    if options.model.endswith(".tflite"):
+        from tfcompress.tflite.evaluate import open_interpreter
+
+        interpreter = open_interpreter(options.model, threads=1)
+        shape = tuple(int(size) for size in interpreter.get_input_details()[0]["shape"][1:])
+        classes = int(interpreter.get_output_details()[0]["shape"][-1])
+        data = _load_data(options, shape, classes)
+    else:
+        model, data = _model_and_data(options)
+    parts = [data.test] if data.test else [data.train, data.validation]
+    x, y = (np.concatenate(arrays) for arrays in zip(*parts))
+    top1 = tfc.evaluate_tflite(options.model, x, y) if options.model.endswith(".tflite") else accuracy(model, x, y)
+    print(f"top-1 {top1:.2%} of {len(y):,} {'test images' if data.test else 'images'}")
+
+
+def _benchmark(options):
+    import tfcompress as tfc
+
+    latencies = tfc.benchmark_interleaved(options.files, options.threads)
+    width = max(map(len, options.files))
+    print(f"{'file':{width}}  median (ms)  90th percentile (ms)  runs")
+    for path, latency in zip(options.files, latencies):
+        print(f"{path:{width}}  {latency.median:11.3f}  {latency.p90:20.3f}  {latency.runs:4}")
+
+
+def _compare(options):
+    import tfcompress as tfc
+    from tfcompress.models import load_model
+
+    models = [path if path.endswith(".tflite") else load_model(path) for path in (options.model, options.other)]
+    reference = next((model for model in models if not isinstance(model, str)), None)
+    if reference is None:
+        raise CommandError("one of the two must be a Keras model, whose input shape the data are checked against")
+    x = _data(options, reference).validation[0][: options.images]
+    print(tfc.compare(*models, x))
+
+
+def _compress(options):
+    import shlex
+
+    from tfcompress.compression.compress import compress, plan
+    from tfcompress.compression.outputs import as_logits
+    from tfcompress.compression.recipe import load_recipe
+    from tfcompress.models import load_model
+
+    if not options.output and not options.dry_run:
+        raise CommandError("give the output folder (-o out), or --dry-run")
+    recipe = load_recipe(options.recipe)
+    if options.dry_run:
+        model, _ = as_logits(load_model(options.model))
+        for step in recipe.steps:
+            print(f"{step.kind}: {', '.join(f'{key}={value}' for key, value in step.options.items())}")
+        plans = plan(model, recipe)
+        print(
+            "\n\n".join(map(str, plans)) if plans else f"nothing is removed: {model.count_params():,} parameters stay"
+        )
+        return
+    model, data = _model_and_data(options)
+    command = f"tfcompress {shlex.join(sys.argv[1:])}" if sys.argv[0].endswith("tfcompress") else None
+    result = compress(model, data, recipe, options.output, source=options.model, command=command)
+    print(f"\n{result}\nreport: {result.folder / 'report.html'}")
+
+
+def _model_and_data(options):
+    from tfcompress.models import load_model
+
+    model = load_model(options.model)
+    return model, _data(options, model)
+
+
+def _data(options, model):
+    if len(model.inputs) != 1 or len(model.outputs) != 1:
+        raise ValueError(
+            f"{options.model}: data can be given to models with one input and one output. "
+            f"This one has {len(model.inputs)} inputs and {len(model.outputs)} outputs"
+        )
+    return _load_data(options, tuple(model.inputs[0].shape[1:]), model.outputs[0].shape[-1])
+
+
+def _load_data(options, shape, classes):
+    from tfcompress.datasets import load_user_data
+
+    return load_user_data(
+        options.data,
+        input_shape=shape,
+        scaling=options.scaling,
+        classes=classes,
+        class_names=options.class_names,
+        held_out=options.held_out,
+        on_bad_image=options.on_bad_image,
+    )
+
+
+def _training(options):
+    from tfcompress.training import TrainingConfig
+
+    return TrainingConfig(
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        optimizer=options.optimizer,
+        learning_rate=options.learning_rate,
+        warmup_epochs=min(0.5, options.epochs / 4),
+        crop_padding=options.crop_padding,
+        flip=options.flip,
+        seed=options.seed,
+    )
+
+
+def _output(path, suffix):
+    import pathlib
+
+    path = pathlib.Path(path)
+    if path.suffix != suffix:
+        raise CommandError(f"the output is a {suffix} file. Received: -o {path}")
+    if not path.parent.is_dir():
+        raise CommandError(f"there is no folder {path.parent} for the output {path.name}")
+    return path
+
+
+def _save(model, path):
+    part = path.with_name(f".{path.stem}.part.keras")
+    try:
+        model.save(part)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    print(f"written: {path}, {model.count_params():,} parameters")
+
+
+def _write_text(path, text):
+    part = path.with_name(path.name + ".part")
+    part.write_text(text)
+    os.replace(part, path)
+    print(f"written: {path}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Compression by recipe: from a Keras network to a small .tflite file and its report."""

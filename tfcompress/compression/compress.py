@@ -1,0 +1,408 @@
+"""From a Keras classifier to a .tflite file by a recipe, resumable, with everything measured on the way."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import time
+import zlib
+
+import numpy as np
+
+from tfcompress.compression.recipe import load_recipe
+
+VERSION = 1
+MEASURED_IMAGES = 5000
+
+
+@dataclasses.dataclass(frozen=True)
+class Compressed:
+    """What `compress` returns.
+
+    Attributes:
+        model: the float Keras model before quantization, pruned and trained.
+        file: the `TFLiteFile`.
+        top1: accuracy of the file in [0, 1]: over the test images, without any over the validation images.
+        summary: what `model.json` holds.
+        folder: the output folder.
+    """
+
+    model: object
+    file: object
+    top1: float
+    summary: dict = dataclasses.field(repr=False)
+    folder: pathlib.Path
+
+    def __str__(self):
+        first, last = self.summary["steps"][0], self.summary["file"]
+        return (
+            f"{self.file.path}: {first['bytes'] / last['bytes']:.1f} times smaller, "
+            f"{first['latency_ms'] / last['latency_ms']:.1f} times faster than the float32 file, "
+            f"top-1 {last['top1']:.2%} on {last['top1_of']} images (before {last['top1_before']:.2%})"
+        )
+
+
+def compress(model, data, recipe="small", workdir="compressed", *, source=None, command=None):
+    """Compresses a classifier and writes all that an app and its developer need into a folder.
+
+    The same call with the same folder goes on where an interrupted one stopped; a finished one is read back.
+
+    Args:
+        model: a functional or Sequential Keras 3 classifier with one image input, trained. It is not changed. A final
+            softmax is removed while it trains, and put back.
+        data: `tfcompress.datasets.UserData`, or (x, y): arrays of images as the model takes them, or uint8 pixels for a
+            model that takes pixels / 255, and integer labels. A tenth of them is then held out.
+        recipe: small, fast or safe; the path of a YAML file; or a list of steps, `[{"prune": {"ratio": 0.5}}, ...]`.
+        workdir: the output folder: `model.tflite`, `model.keras` (the float model), `labels.txt`, `model.json`,
+            `report.html`, `plan.json` of each pruning, and checkpoints in `steps/`.
+        source: path of the model's file, for the provenance.
+        command: command line that repeats this, for the provenance.
+
+    Returns:
+        A `Compressed`.
+
+    Raises:
+        RecipeError: a recipe that cannot be carried out.
+        ValueError: a model that is no such classifier, a reduction that cannot be reached, or a folder that holds
+            another run.
+        UnsupportedLayerError: a layer that surgery does not know or that cannot be quantized.
+
+    Example:
+
+    ```python
+    import tfcompress as tfc
+
+    model = keras.models.load_model("classifier.keras")
+    small = tfc.compress(model, (images, labels), recipe="small", workdir="small")
+    print(small)
+    ```
+    """
+    from tfcompress.compression.outputs import as_logits
+
+    recipe = load_recipe(recipe)
+    data = _as_user_data(data)
+    original, had_softmax = as_logits(model)
+    plan(original, recipe)  # a target that cannot be reached is found before anything is trained
+    folder = pathlib.Path(workdir)
+    _claim(folder, _identity(original, data, recipe))
+    run = _Run(original, data, folder, had_softmax)
+    run.measure("original", "original (float32)", original, 0.0)
+    for number, step in enumerate(recipe.steps, 1):
+        run.step(f"{number}-{step.kind}", step)
+    return _publish(run, recipe, source, command)
+
+
+def plan(model, recipe):
+    """The plans of a recipe's prunings for a model, one after the other, without training: for a dry run.
+
+    Args:
+        model: the Keras model.
+        recipe: a `Recipe`.
+
+    Returns:
+        List of `PruningPlan`.
+    """
+    from tfcompress import prune_channels
+
+    plans = []
+    for step in recipe.steps:
+        if step.kind == "prune":
+            try:
+                model, pruned = prune_channels(model, **step.options)
+            except ValueError as error:
+                raise ValueError(f"{step.place}: {error}") from error
+            plans.append(pruned)
+    return plans
+
+
+def input_range(data):
+    """(smallest, largest) value of the input of a `UserData`: fixed by the scaling of pixels, or found in the data."""
+    from tfcompress.datasets import SCALINGS
+
+    if data.scaling == "none":
+        return float(data.train[0].min()), float(data.train[0].max())
+    scale, offset, _ = SCALINGS[data.scaling]
+    return offset, round(255 * scale, 6) + offset
+
+
+def calibration_images(data, count=500):
+    """Training images of a `UserData` as floats that span the whole range of the input."""
+    from tfcompress.training.predict import as_float
+
+    images = as_float(data.train[0][:count])
+    # Two values of one image fix the input's range; an all-white image would widen the range of every later tensor.
+    images[0].flat[:2] = input_range(data)
+    return images
+
+
+class _Run:
+    """The network on its way through the steps."""
+
+    def __init__(self, original, data, folder, had_softmax):
+        self.original, self.data, self.folder, self.had_softmax = original, data, folder, had_softmax
+        self.network = original  # the Keras 3 network
+        self.trained = original  # what is exported: the network, or a tf_keras model made of it
+        self.plan = None
+        self.rows = []
+        self.file = None
+
+    def step(self, name, step):
+        print(f"\n== {name}", flush=True)
+        directory = self.folder / "steps" / name
+        directory.mkdir(parents=True, exist_ok=True)
+        start = time.perf_counter()
+        title = getattr(self, f"_{step.kind}")(step, directory)
+        if step.kind == "export":
+            return
+        # TF-MOT's fake quantization is measured as the file that the export will write.
+        self.measure(name, title, self.trained, time.perf_counter() - start)
+
+    def _prune(self, step, directory):
+        from tfcompress import prune_channels, recalibrate
+
+        self.network, plan = prune_channels(self.network, **step.options)
+        self.trained = self.network
+        self.plan = plan if self.plan is None else self.plan.then(plan)
+        recalibrate(self.network, calibration_images(self.data, 1024), batch_size=128)
+        print(f"   {plan.params_reduction:.1%} of the parameters, {_percent(plan.macs_reduction)} of the MACs removed")
+        _write(directory / "plan.json", plan.to_json())
+        return f"pruned by {plan.criterion}"
+
+    def _finetune(self, step, directory):
+        from tfcompress.training import fit
+
+        fit(
+            self.network,
+            *self.data.train,
+            step.training(),
+            validation=self.data.validation,
+            teacher=self.teacher(step),
+            directory=directory,
+        )
+        return "fine-tuned"
+
+    def _sparsify(self, step, directory):
+        from tfcompress import sparsify
+
+        self.trained = sparsify(
+            self.network,
+            step.options["sparsity"],
+            *self.data.train,
+            step.training(),
+            allocation=step.options.get("allocation", "lamp"),
+            teacher=self.teacher(step),
+            validation=self.data.validation,
+            directory=directory,
+        )
+        for layer in self.trained.layers:
+            if layer.get_weights():
+                self.network.get_layer(layer.name).set_weights(layer.get_weights())
+        return f"{step.options['sparsity']:.0%} sparse"
+
+    def _qat(self, step, directory):
+        from tfcompress import quantization_aware_training
+
+        self.trained = quantization_aware_training(
+            self.trained,
+            *self.data.train,
+            step.training(),
+            preserve_sparsity=step.options.get("preserve_sparsity", False),
+            input_range=input_range(self.data),
+            teacher=self.teacher(step),
+            validation=self.data.validation,
+            directory=directory,
+        )
+        return "int8, trained (QAT)"
+
+    def _export(self, step, directory):
+        precision = step.options.get("precision", "int8")
+        self.file = self.convert(self.trained, self.folder / "model.tflite", precision)
+        if self.rows[-1]["precision"] != precision:
+            self.measure(directory.name, f"{precision} after training", self.trained, 0.0, precision)
+
+    def teacher(self, step):
+        return self.original if step.options.get("distill") else None
+
+    def convert(self, model, path, precision):
+        from tfcompress import export_tflite
+
+        return export_tflite(model, path, precision, calibration_images(self.data), softmax=self.had_softmax)
+
+    def measure(self, name, title, model, seconds, precision=None):
+        """Adds a row: accuracy on validation images, size and latency of the step's file; kept beside the file."""
+        from tfcompress import benchmark_tflite, evaluate_tflite, profile
+
+        directory = self.folder / "steps" / name
+        stored = directory / "measured.json"
+        if stored.exists():
+            row = json.loads(stored.read_text())
+        else:
+            directory.mkdir(parents=True, exist_ok=True)
+            precision = precision or ("int8" if _is_quantization_aware(model) else "float32")
+            file = self.convert(model, directory / "model.tflite", precision)
+            x, y = (array[:MEASURED_IMAGES] for array in self.data.validation)
+            cost = profile(self.network)
+            row = {
+                "name": name,
+                "title": title,
+                "precision": precision,
+                "top1": evaluate_tflite(file.path, x, y),
+                "params": cost.params,
+                "macs": cost.macs,
+                "bytes": file.bytes,
+                "gzip_bytes": file.gzip_bytes,
+                "latency_ms": benchmark_tflite(file.path).median,
+                "seconds": round(seconds, 1),
+            }
+            _write(stored, json.dumps(row))
+        self.rows.append(row)
+        print(f"   {title}: {row['bytes']:,} bytes, {row['top1']:.2%}, {row['latency_ms']:.3f} ms", flush=True)
+
+
+def _publish(run, recipe, source, command):
+    """Writes the output folder's files."""
+    from tfcompress import __version__, benchmark_interleaved, evaluate_tflite, profile
+    from tfcompress.compression.outputs import with_softmax
+    from tfcompress.compression.report import write_report
+    from tfcompress.reporting import environment
+
+    folder, data = run.folder, run.data
+    which = "test" if data.test else "validation"
+    measured = data.test or data.validation
+    first = folder / "steps" / "original" / "model.tflite"
+    before, after = benchmark_interleaved([first, run.file.path])
+    run.rows[0]["latency_ms"], run.rows[-1]["latency_ms"] = before.median, after.median
+    network = with_softmax(run.network) if run.had_softmax else run.network
+    part = folder / "model.part.keras"
+    network.save(part)
+    os.replace(part, folder / "model.keras")
+    _write(folder / "labels.txt", "".join(f"{name}\n" for name in data.class_names))
+    if run.plan:
+        _write(folder / "plan.json", run.plan.to_json())
+    summary = {
+        "version": VERSION,
+        "tfcompress": __version__,
+        "name": run.original.name,
+        "command": command,
+        "recipe": {"name": recipe.name, "steps": recipe.as_data()},
+        "source": {"file": pathlib.Path(source).name, "sha256": _sha256(source)} if source else None,
+        "data": {
+            "source": data.source,
+            "train": len(data.train[0]),
+            "validation": len(data.validation[0]),
+            "test": len(data.test[0]) if data.test else None,
+        },
+        **_interface(run.file.path, data.scaling, run.had_softmax),
+        "class_names": list(data.class_names),
+        "file": {
+            "name": run.file.path.name,
+            "precision": run.file.precision,
+            "bytes": run.file.bytes,
+            "gzip_bytes": run.file.gzip_bytes,
+            "top1": evaluate_tflite(run.file.path, *measured),
+            "top1_before": evaluate_tflite(first, *measured),
+            "top1_of": which,
+            "latency_ms": after.median,
+        },
+        "steps": run.rows,
+        "layers": _layers(profile(run.original), profile(run.network), run.original, run.network),
+        "environment": environment(),
+    }
+    _write(folder / "model.json", json.dumps(summary, indent=1) + "\n")
+    write_report(folder)
+    return Compressed(network, run.file, summary["file"]["top1"], summary, folder)
+
+
+def _interface(path, scaling, softmax):
+    from tfcompress.tflite.evaluate import open_interpreter
+
+    interpreter = open_interpreter(path, threads=1)
+    source, target = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+
+    def describe(details):
+        scale, zero_point = details["quantization"]
+        return {
+            "name": details["name"],
+            "shape": [int(size) for size in details["shape"][1:]],
+            "dtype": np.dtype(details["dtype"]).name,
+            "scale": float(scale),
+            "zero_point": int(zero_point),
+        }
+
+    return {"input": {**describe(source), "scaling": scaling}, "output": {**describe(target), "softmax": softmax}}
+
+
+def _layers(before, after, original, network):
+    """One row per layer with weights of the original; pruning keeps names."""
+    after = {layer.name: layer for layer in after.layers}
+    return [
+        {
+            "name": layer.name,
+            "kind": layer.kind,
+            "channels_before": int(layer.output_shape[-1]),
+            "channels_after": int(after[layer.name].output_shape[-1]),
+            "params_before": layer.params,
+            "params_after": after[layer.name].params,
+            "macs_before": layer.macs,
+            "macs_after": after[layer.name].macs,
+        }
+        for layer in before.layers
+        if layer.macs
+    ]
+
+
+def _as_user_data(data):
+    from tfcompress.datasets import UserData, split_validation
+
+    if isinstance(data, UserData):
+        return data
+    x, y = (np.asarray(array) for array in data)
+    y = y.reshape(-1).astype("int64")
+    train, validation = split_validation(x, y, max(1, len(x) // 10))
+    scaling = "0-1" if x.dtype == np.uint8 or (x.min() >= 0 and x.max() <= 1) else "none"
+    names = tuple(str(i) for i in range(int(y.max()) + 1))
+    return UserData(train, validation, None, names, scaling, "arrays")
+
+
+def _identity(model, data, recipe):
+    weights = hashlib.sha256(b"".join(np.ascontiguousarray(w).tobytes() for w in model.get_weights())).hexdigest()
+    parts = {"train": data.train, "validation": data.validation}
+    crc = {name: [zlib.crc32(np.ascontiguousarray(array)) for array in arrays] for name, arrays in parts.items()}
+    return {"recipe": recipe.as_data(), "weights": weights[:16], "data": crc, "scaling": data.scaling}
+
+
+def _claim(folder, identity):
+    """Marks the folder as this run's, or refuses one that is another's."""
+    stored = folder / "steps" / "run.json"
+    if stored.exists():
+        found = json.loads(stored.read_text())
+        different = [key for key in identity if found.get(key) != json.loads(json.dumps(identity[key]))]
+        if different:
+            raise ValueError(
+                f"{folder} holds another run (its {' and '.join(different)} differ). "
+                "Choose another output folder, or delete this one."
+            )
+        return
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} is not empty and no run of tfcompress. Choose another output folder.")
+    stored.parent.mkdir(parents=True, exist_ok=True)
+    _write(stored, json.dumps(identity))
+
+
+def _is_quantization_aware(model):
+    return any(type(layer).__name__.startswith("Quantize") for layer in model.layers)
+
+
+def _percent(fraction):
+    return "?" if fraction is None else f"{fraction:.1%}"
+
+
+def _sha256(path):
+    return hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
+
+
+def _write(path, text):
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
