@@ -2,6 +2,7 @@
 PYTHON ?= python3
 PROFILE ?= quick
 SEEDS ?= 0
+MODEL ?= resnet110
 ARGS ?=
 
 BIN := .venv/bin
@@ -9,11 +10,11 @@ READY := .venv/.ready
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-all lint reproduce-lenet tables plots bench clean
+.PHONY: help setup test test-all lint reproduce-lenet reproduce-resnet110 tables plots bench clean
 
 help:  ## list the targets
-	@echo "Targets (variables: PROFILE=smoke|quick|full SEEDS=\"0 1 2\" ARGS=... PYTHON=python3):"
-	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  %-18s %s\n", $$1, $$2}'
+	@echo "Targets (variables: PROFILE=smoke|quick|full SEEDS=\"0 1 2\" MODEL=resnet20 ARGS=... PYTHON=python3):"
+	@sed -n 's/^\([a-z0-9-]*\):.*##  *\(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  %-18s %s\n", $$1, $$2}'
 
 setup: $(READY)  ## create .venv with the tested versions
 
@@ -35,6 +36,12 @@ lint: $(READY)  ## check style and formatting
 reproduce-lenet: $(READY)  ## LeNet-5 on MNIST: prune, quantize, export, compare (PROFILE=full SEEDS="0 1 2" for the table)
 	@for seed in $(SEEDS); do \
 		$(BIN)/python -m experiments.lenet --profile=$(PROFILE) --seed=$$seed $(ARGS) || exit $$?; \
+	done
+	@$(MAKE) --no-print-directory plots tables
+
+reproduce-resnet110: $(READY)  ## filter pruning by distribution fitting on CIFAR-10 (MODEL=resnet20 or resnet56 too; hours)
+	@for seed in $(SEEDS); do \
+		$(BIN)/python -m experiments.resnet --model=$(MODEL) --profile=$(PROFILE) --seed=$$seed $(ARGS) || exit $$?; \
 	done
 	@$(MAKE) --no-print-directory plots tables
 
