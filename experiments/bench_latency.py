@@ -8,17 +8,12 @@ timed with the unpruned one in turn, one inference each. Realised means: speed-u
 would be all of it. Weights are random: time does not depend on them.
 
 A CPU with matrix units (AMX) computes 64 channels of a convolution in the time of 16, so small networks gain nothing
-there from fewer channels. No phone's kernels do that; --amx=false keeps LiteRT from using them. The record holds both.
-Writes results/bench/latency.json.
+there from fewer channels. No phone's kernels do that: the files are timed without them, as
+`tfc.benchmark_interleaved` always does, and once more with them. Writes results/bench/latency.json.
 """
 
-import ctypes
 import itertools
-import json
 import re
-import struct
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -31,8 +26,6 @@ FLAGS = flags.FLAGS
 flags.DEFINE_list("models", ["vgg16", "resnet56"], "networks to prune: vgg16, resnet<depth>")
 flags.DEFINE_list("round_to", ["4", "8", "16", "32", "64"], "multiples that the kept widths are rounded to")
 flags.DEFINE_string("results", "results", "where the record goes")
-flags.DEFINE_list("time_files", [], "only time these files, and print {'amx': ..., 'median_ms': [...]}; used by itself")
-flags.DEFINE_bool("amx", True, "with time_files: whether LiteRT may use the CPU's matrix units")
 
 TARGET = 0.5
 # Ratios for half of ResNet56's MACs, found by timing its convolutions one by one without AMX, at multiples of 8: time
@@ -53,9 +46,6 @@ RESOLUTIONS = (32, 16, 8)
 def main(_):
     from tfcompress.reporting import environment
 
-    if FLAGS.time_files:
-        print(json.dumps(_times(FLAGS.time_files, FLAGS.amx)))
-        return
     rows = [row for name in FLAGS.models for row in _measure(name)]
     for name, amx in itertools.product(FLAGS.models, sorted({row["amx"] for row in rows})):
         best = max((row for row in rows if (row["model"], row["amx"]) == (name, amx)), key=lambda row: row["realised"])
@@ -100,22 +90,21 @@ def _measure(name):
         for _, plan in planned:
             files.append(_export(tfc.apply_plan(model, plan), Path(folder) / f"{len(files)}.tflite"))
             print(f"{name}: {len(files) - 1} of {len(planned)} pruned files exported", flush=True)
-        timings = [_times_in_another_process(files, amx) for amx in (False, True)]
+        timings = {amx: tfc.benchmark_interleaved(files, amx=amx) for amx in (False, True)}
     rows = []
-    for timing in timings:
-        before, *after = timing["median_ms"]
-        for ((layers, resolution, round_to), plan), latency in zip(planned, after):
-            ratio, speedup = plan.before.macs / plan.after.macs, before / latency
+    for amx, (whole, *pruned) in timings.items():
+        for ((layers, resolution, round_to), plan), latency in zip(planned, pruned):
+            ratio, speedup = plan.before.macs / plan.after.macs, whole.median / latency.median
             rows.append(
                 {
                     "model": name,
-                    "amx": timing["amx"],
+                    "amx": amx,
                     "layers": layers,
                     "resolution": resolution,
                     "round_to": round_to,
                     "macs_reduction": round(plan.macs_reduction, 4),
-                    "latency_ms_before": round(before, 4),
-                    "latency_ms_after": round(latency, 4),
+                    "latency_ms_before": round(whole.median, 4),
+                    "latency_ms_after": round(latency.median, 4),
                     "speedup": round(speedup, 3),
                     "macs_ratio": round(ratio, 3),
                     "realised": round(speedup / ratio, 3),
@@ -158,44 +147,6 @@ def _export(model, path):
 
     calibration = np.random.default_rng(0).random((1, *model.input_shape[1:]), "float32")
     return tfc.export_tflite(model, path, "int8", calibration).path
-
-
-def _times_in_another_process(files, amx):
-    """Whether a process may use AMX is settled once, at its first use: each way of timing has a process of its own."""
-    command = [sys.executable, "-m", "experiments.bench_latency", f"--time_files={','.join(map(str, files))}"]
-    done = subprocess.run([*command, f"--amx={str(amx).lower()}"], capture_output=True, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def _times(files, amx):
-    if not amx:
-        _deny_amx()
-    import tfcompress as tfc
-
-    return {"amx": amx, "median_ms": [latency.median for latency in tfc.benchmark_interleaved(files)]}
-
-
-def _deny_amx():
-    """Makes Linux refuse this process the tile registers, upon which LiteRT takes its AVX-512 or AVX2 kernels.
-
-    A process must ask for them by arch_prctl(ARCH_REQ_XCOMP_PERM); a seccomp filter answers that call with EPERM.
-    Without effect on a CPU that has none.
-    """
-    arch_prctl, req_xcomp_perm = 158, 0x1023
-    program = [
-        (0x20, 0, 0, 0),  # load the number of the system call
-        (0x15, 0, 3, arch_prctl),  # another one: allow
-        (0x20, 0, 0, 16),  # load its first argument
-        (0x15, 0, 1, req_xcomp_perm),  # another one: allow
-        (0x06, 0, 0, 0x0005_0001),  # return errno 1, EPERM
-        (0x06, 0, 0, 0x7FFF_0000),  # return allow
-    ]
-    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in program))
-    header = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(program), ctypes.addressof(code)))
-    libc = ctypes.CDLL(None, use_errno=True)
-    set_no_new_privileges, set_seccomp, filter_mode = 38, 22, 2
-    if libc.prctl(set_no_new_privileges, 1, 0, 0, 0) or libc.prctl(set_seccomp, filter_mode, header, 0, 0):
-        raise OSError(ctypes.get_errno(), "Linux refused the seccomp filter that turns AMX off; use --amx=true")
 
 
 if __name__ == "__main__":

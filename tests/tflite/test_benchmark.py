@@ -1,9 +1,16 @@
 """Latency: plausible numbers, of files that take turns."""
 
+import pathlib
+import subprocess
+import sys
+
 import pytest
 
 import tfcompress as tfc
-from tfcompress.tflite import benchmark
+from tfcompress.tflite import benchmark, timing
+
+INFO = pathlib.Path("/proc/cpuinfo")
+CPU = INFO.read_text() if INFO.exists() else ""
 
 
 @pytest.fixture(autouse=True)
@@ -21,10 +28,32 @@ def test_one_file(small_files):
 def test_interleaved_files_take_turns(small_files, monkeypatch):
     """With a clock that counts its own calls, every inference takes one tick, whichever file it is of."""
     ticks = iter(range(10**6))
-    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: 1e-3 * next(ticks))
-    first, second = tfc.benchmark_interleaved([small_files["int16x8"], small_files["int8"]])
-    assert first.runs == second.runs
-    assert first.median == pytest.approx(1) and second.median == pytest.approx(1)
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: 1e-3 * next(ticks))
+    times = timing.time_in_turn([small_files["int16x8"], small_files["int8"]], 1, 0.02, 0.1, 20)
+    assert times.shape[0] >= 20 and times.shape[1] == 2
+    assert times == pytest.approx(1e-3)
+
+
+@pytest.mark.skipif("amx_tile" not in CPU, reason="only a CPU with matrix units can be denied them")
+@pytest.mark.parametrize("amx", [False, True])
+def test_matrix_units_are_denied(amx):
+    """The kernel's answer to a process that asks for them, after `deny_amx` and without it."""
+    ask = "import ctypes; print(ctypes.CDLL(None).syscall(158, 0x1023, 18))"
+    program = ask if amx else f"from tfcompress.tflite.timing import deny_amx; assert deny_amx(); {ask}"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert int(done.stdout) == (0 if amx else -1)
+
+
+def test_several_files_in_a_process_of_their_own(small_files):
+    latencies = tfc.benchmark_interleaved([small_files["int8"], small_files["float32"]], amx=True)
+    assert latencies[0].runs == latencies[1].runs >= benchmark.FEWEST_RUNS
+
+
+def test_corrupt_file_is_named(tmp_path):
+    path = tmp_path / "cut.tflite"
+    path.write_bytes(b"TFL3 cut short")
+    with pytest.raises(ValueError, match=r"cut\.tflite is not a valid"):
+        tfc.benchmark_tflite(path)
 
 
 def test_bad_arguments(small_files):

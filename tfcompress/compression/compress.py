@@ -36,9 +36,10 @@ class Compressed:
 
     def __str__(self):
         first, last = self.summary["steps"][0], self.summary["file"]
+        speed = first["latency_ms"] / last["latency_ms"]
         return (
             f"{self.file.path}: {first['bytes'] / last['bytes']:.1f} times smaller, "
-            f"{first['latency_ms'] / last['latency_ms']:.1f} times faster than the float32 file, "
+            f"{max(speed, 1 / speed):.1f} times {'faster' if speed >= 1 else 'slower'} than the float32 file, "
             f"top-1 {last['top1']:.2%} on {last['top1_of']} images (before {last['top1_before']:.2%})"
         )
 

@@ -29,8 +29,8 @@ HEADER = """# Results
 Written by `make tables` from the records in this folder; published numbers are in `tfcompress/reporting/published.csv`.
 Accuracy is that of the `.tflite` file over the whole test set, by LiteRT; ± is the standard deviation over seeds. Drop
 and cuts are against the float file of the same seed (gzip cut: compressed size against its raw size). Latency is the
-median of single inferences on one thread. Profile full is the comparison that counts; quick is a short run of the same
-steps.
+median of single inferences on one thread, without the matrix units (AMX) that servers have and phones lack. Profile
+full is the comparison that counts; quick is a short run of the same steps.
 """
 
 
