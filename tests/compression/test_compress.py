@@ -82,6 +82,8 @@ def test_float_model_is_a_plain_keras_model_with_the_zeros(done, data):
     probabilities = loaded.predict(data.validation[0][:20] / np.float32(255), verbose=0)
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
     assert tfc.sparsity_of(loaded) == pytest.approx(0.5, abs=0.02)
+    dropout = next(layer for layer in loaded.layers if isinstance(layer, layers.Dropout))
+    assert dropout.rate == pytest.approx(0.25 * (dropout.output.shape[-1] / (16 * 5 * 5)) ** 0.5)
     plan = tfc.PruningPlan.from_json((done.folder / "plan.json").read_text())
     assert loaded.get_layer("conv2").filters == len(plan.kept["conv2"])
 

@@ -162,7 +162,9 @@ class _Run:
     def _prune(self, step, directory):
         from tfcompress import prune_channels, recalibrate
 
-        self.network, plan = prune_channels(self.network, **step.options)
+        wider = self.network
+        self.network, plan = prune_channels(wider, **step.options)
+        _lower_dropout(self.network, wider)
         self.trained = self.network
         self.plan = plan if self.plan is None else self.plan.then(plan)
         recalibrate(self.network, calibration_images(self.data, 1024), batch_size=128)
@@ -259,6 +261,15 @@ class _Run:
             _write(stored, json.dumps(row))
         self.rows.append(row)
         print(f"   {title}: {row['bytes']:,} bytes, {row['top1']:.2%}, {row['latency_ms']:.3f} ms", flush=True)
+
+
+def _lower_dropout(network, wider):
+    """Fewer channels need less dropout: rate * sqrt(channels after / before) (Han et al. 2015, equation 3)."""
+    import keras
+
+    for layer in network.layers:
+        if isinstance(layer, keras.layers.Dropout):
+            layer.rate *= (layer.output.shape[-1] / wider.get_layer(layer.name).output.shape[-1]) ** 0.5
 
 
 def _publish(run, recipe, source, command):
