@@ -188,7 +188,8 @@ def _parser():
     )
     sub.set_defaults(resumable=True)
     sub.add_argument("model", metavar="MODEL", help=_MODEL)
-    _add_data(sub)
+    sub.add_argument("--data", help=f"{_DATA} (not needed for --dry-run)")
+    _add_data_options(sub)
     sub.add_argument("--recipe", default="small", help="small, fast, safe, or a YAML file (default: small)")
     sub.add_argument("-o", "--output", help="the output folder")
     sub.add_argument("--dry-run", action="store_true", help="print the plan with predicted bytes and MACs, run nothing")
@@ -329,7 +330,7 @@ def _finetune(options):
         _training(options),
         validation=data.validation,
         teacher=teacher,
-        directory=output.with_suffix(".training"),
+        directory=output.with_name(f"{output.name}.training"),
     )
     _save(with_softmax(model) if had_softmax else model, output)
 
@@ -353,7 +354,7 @@ def _quantize(options):
             input_range=input_range(data),
             teacher=model,
             validation=data.validation,
-            directory=output.with_suffix(".training"),
+            directory=output.with_name(f"{output.name}.training"),
         )
     file = tfc.export_tflite(model, output, options.precision, calibration_images(data), softmax=had_softmax)
     print(f"written: {file.path}, {file.bytes:,} bytes, {file.gzip_bytes:,} after gzip -9")
@@ -377,7 +378,9 @@ def _evaluate(options):
     parts = [data.test] if data.test else [data.train, data.validation]
     x, y = (np.concatenate(arrays) for arrays in zip(*parts))
     top1 = tfc.evaluate_tflite(options.model, x, y) if options.model.endswith(".tflite") else accuracy(model, x, y)
-    print(f"top-1 {top1:.2%} of {len(y):,} {'test images' if data.test else 'images'}")
+    print(
+        f"top-1 {top1:.2%} of {len(y):,} {'test images' if data.test else 'images, those of the training among them'}"
+    )
 
 
 def _benchmark(options):
@@ -410,14 +413,15 @@ def _compress(options):
     from tfcompress.compression.recipe import load_recipe
     from tfcompress.models import load_model
 
-    if not options.output and not options.dry_run:
-        raise CommandError("give the output folder (-o out), or --dry-run")
+    if not (options.output and options.data) and not options.dry_run:
+        raise CommandError("give the data (--data images.npz) and the output folder (-o out), or --dry-run")
     recipe = load_recipe(options.recipe)
     if options.dry_run:
         model, _ = as_logits(load_model(options.model))
         for step in recipe.steps:
             print(f"{step.kind}: {', '.join(f'{key}={value}' for key, value in step.options.items())}")
         plans = plan(model, recipe)
+        print()
         print(
             "\n\n".join(map(str, plans)) if plans else f"nothing is removed: {model.count_params():,} parameters stay"
         )

@@ -5,6 +5,15 @@ from dataclasses import dataclass
 import keras
 
 
+def clone_uncompiled(model, **options):
+    """`keras.models.clone_model` without its attempt to compile the copy, which a loss of one's own would stop."""
+    compiled, model.compiled = model.compiled, False
+    try:
+        return keras.models.clone_model(model, **options)
+    finally:
+        model.compiled = compiled
+
+
 @dataclass(frozen=True)
 class Call:
     """One call of a layer or of a raw `keras.ops` operation.

@@ -98,7 +98,7 @@ def test_same_call_reads_the_results_back(done, model, data, capsys):
 
 
 def test_another_run_is_refused(done, model, data, tmp_path):
-    with pytest.raises(ValueError, match=r"holds another run \(its recipe differ\)"):
+    with pytest.raises(ValueError, match=r"holds another run \(another recipe\)"):
         compress(model, data, "safe", done.folder)
     (tmp_path / "letter.txt").write_text("dear diary")
     with pytest.raises(ValueError, match="not empty and no run"):
@@ -149,7 +149,7 @@ def test_profile_groups_and_dry_runs(files, capsys):
     assert code == 0 and "conv1" in out
     code, out, _ = run(capsys, "prune", files / "model.keras", "--macs-reduction", "0.5", "--dry-run")
     assert code == 0 and "int8 bytes" in out
-    code, out, _ = run(capsys, "compress", files / "model.keras", "--data", "none.npz", "--dry-run")
+    code, out, _ = run(capsys, "compress", files / "model.keras", "--dry-run")
     assert code == 0 and "params_reduction=0.6" in out and "int8 bytes" in out
 
 
@@ -172,6 +172,37 @@ def test_step_by_step(files, capsys):
     assert code == 0 and "median (ms)" in out
     code, out, _ = run(capsys, "sensitivity", model, *data, "--ratios", "0.5", "--layers", "conv2")
     assert code == 0 and "conv2" in out and "-50%" in out
+
+
+def test_whole_way_by_command(files, capsys):
+    (files / "mine.yaml").write_text("steps:\n  - prune: {ratio: 0.25}\n  - export: {precision: int8}\n")
+    arguments = ("compress", files / "model.keras", "--data", files / "digits.npz", "--recipe", files / "mine.yaml")
+    code, out, err = run(capsys, *arguments, "-o", files / "out")
+    assert code == 0, err
+    summary = json.loads((files / "out" / "model.json").read_text())
+    assert summary["recipe"]["name"] == "mine" and len(summary["source"]["sha256"]) == 64
+    assert [step["precision"] for step in summary["steps"]] == ["float32", "float32", "int8"]
+    assert f"{summary['file']['top1']:.2%}" in out and "report.html" in out
+
+
+def test_what_qat_cannot_do_is_found_before_anything_runs(data, tmp_path):
+    base = keras.Sequential([keras.Input((28, 28, 1)), layers.Conv2D(4, 5, strides=3)])
+    inputs = keras.Input((28, 28, 1))
+    nested = keras.Model(inputs, layers.Dense(10)(layers.Flatten()(base(inputs))))
+    with pytest.raises(tfc.UnsupportedLayerError, match="nested"):
+        compress(nested, data, "safe", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_loss_of_ones_own_and_bad_arrays(model, data, tmp_path):
+    x, y = data.validation
+    model.compile("adam", lambda targets, outputs: keras.ops.mean(outputs))
+    steps = [{"prune": {"ratio": 0.25}}, {"export": {"precision": "float32"}}]
+    assert compress(model, (x, y), steps, tmp_path / "out").file.precision == "float32"
+    with pytest.raises(ValueError, match=r"labels float64 \(200, 10\)"):
+        compress(model, (x, np.eye(10)[y]), steps, tmp_path / "other")
+    with pytest.raises(ValueError, match="Received: int64"):
+        compress(model, (x.astype("int64"), y), steps, tmp_path / "other")
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,9 @@ def compress(model, data, recipe="small", workdir="compressed", *, source=None, 
     recipe = load_recipe(recipe)
     data = _as_user_data(data)
     original, had_softmax = as_logits(model)
-    plan(original, recipe)  # a target that cannot be reached is found before anything is trained
+    # What cannot be done is found before anything is trained.
+    plan(original, recipe)
+    _check_steps(original, recipe)
     folder = pathlib.Path(workdir)
     _claim(folder, _identity(original, data, recipe))
     run = _Run(original, data, folder, had_softmax)
@@ -135,6 +137,22 @@ def calibration_images(data, count=500):
     # Two values of one image fix the input's range; an all-white image would widen the range of every later tensor.
     images[0].flat[:2] = input_range(data)
     return images
+
+
+def _check_steps(model, recipe):
+    kinds = {step.kind for step in recipe.steps}
+    if None in model.inputs[0].shape[1:]:
+        raise ValueError(
+            f"Every dimension of the input must be fixed. Received: input shape {tuple(model.inputs[0].shape[1:])}. "
+            "Build the model for one size."
+        )
+    if kinds & {"sparsify", "qat"}:
+        from tfcompress.keras2 import to_tf_keras
+        from tfcompress.quantization.scheme import check_supported
+
+        legacy = to_tf_keras(model)
+        if "qat" in kinds:
+            check_supported(legacy)
 
 
 class _Run:
@@ -370,6 +388,13 @@ def _as_user_data(data):
     if isinstance(data, UserData):
         return data
     x, y = (np.asarray(array) for array in data)
+    if y.shape not in ((len(x),), (len(x), 1)) or not np.issubdtype(y.dtype, np.integer):
+        raise ValueError(
+            "data must be images and their class numbers, integers of shape (N,). "
+            f"Received: images {x.shape} and labels {y.dtype} {y.shape}"
+        )
+    if x.dtype != np.uint8 and not np.issubdtype(x.dtype, np.floating):
+        raise ValueError(f"images must be uint8 pixels, or floats as the model takes them. Received: {x.dtype}")
     y = y.reshape(-1).astype("int64")
     train, validation = split_validation(x, y, max(1, len(x) // 10))
     scaling = "0-1" if x.dtype == np.uint8 or (x.min() >= 0 and x.max() <= 1) else "none"
@@ -392,7 +417,7 @@ def _claim(folder, identity):
         different = [key for key in identity if found.get(key) != json.loads(json.dumps(identity[key]))]
         if different:
             raise ValueError(
-                f"{folder} holds another run (its {' and '.join(different)} differ). "
+                f"{folder} holds another run (another {' and another '.join(different)}). "
                 "Choose another output folder, or delete this one."
             )
         return

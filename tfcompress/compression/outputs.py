@@ -3,6 +3,8 @@
 import keras
 from keras import layers
 
+from tfcompress.graph import clone_uncompiled
+
 
 def as_logits(model):
     """Copies a classifier without its final softmax.
@@ -30,7 +32,7 @@ def as_logits(model):
                 return type(layer).from_config(layer.get_config()) if isinstance(layer, keras.Layer) else layer
             return type(layer).from_config({**layer.get_config(), "activation": "linear"})
 
-        copy = keras.models.clone_model(model, clone_function=linear)
+        copy = clone_uncompiled(model, clone_function=linear)
         copy.set_weights(model.get_weights())
         return copy, True
     if _activation(last) is keras.activations.sigmoid:
@@ -75,6 +77,6 @@ def _activation(layer):
 
 
 def _copy(model):
-    copy = keras.models.clone_model(model)
+    copy = clone_uncompiled(model)
     copy.set_weights(model.get_weights())
     return copy

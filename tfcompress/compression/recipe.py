@@ -91,7 +91,8 @@ def load_recipe(source):
     """Reads and checks a recipe.
 
     Args:
-        source: small, fast or safe; the path of a YAML file; or a list of steps, `[{"prune": {"ratio": 0.5}}, ...]`.
+        source: small, fast or safe; the path of a YAML file; a list of steps, `[{"prune": {"ratio": 0.5}}, ...]`; or a
+            `Recipe`, which is returned.
 
     Returns:
         A `Recipe`.
@@ -101,6 +102,8 @@ def load_recipe(source):
             order that cannot be; the line is named.
         OSError: the file cannot be read.
     """
+    if isinstance(source, Recipe):
+        return source
     if not isinstance(source, str | pathlib.Path):
         return Recipe("custom", _checked([(_plain(step), f"step {i}") for i, step in enumerate(source, 1)]))
     if str(source) in SHIPPED:

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from tfcompress.graph import is_nested_model
+from tfcompress.graph import clone_uncompiled, is_nested_model
 from tfcompress.surgery.channel_graph import ChannelGraph
 from tfcompress.surgery.plan import classes_kept
 
@@ -37,12 +37,12 @@ def rebuild(graph, alive):
             clones[id(operation)] = operation, _clone(graph, operation, kept, clone)
         return clones[id(operation)][1]
 
-    model = keras.models.clone_model(graph.model, clone_function=clone)
+    model = clone_uncompiled(graph.model, clone_function=clone)
     for old, new in clones.values():
         if not is_nested_model(old):
             _assign(graph, alive, old, new)
     _copy_trainable(graph.model, model)
-    return _uncompiled(model)
+    return model
 
 
 def _clone(graph, operation, kept, clone):
@@ -64,7 +64,7 @@ def _clone_nested(graph, model, kept, clone):
             shape[tensor.axis] = kept(tensor.ids)
         inputs.append(keras.Input(batch_shape=shape, dtype=x.dtype, name=x.name))
     inputs = inputs if isinstance(model, keras.Sequential) else keras.tree.pack_sequence_as(model.input, inputs)
-    return _uncompiled(keras.models.clone_model(model, input_tensors=inputs, clone_function=clone))
+    return clone_uncompiled(model, input_tensors=inputs, clone_function=clone)
 
 
 def _assign(graph, alive, old, new):
@@ -84,13 +84,3 @@ def _copy_trainable(old, new):
             _copy_trainable(old_layer, new_layer)
         elif new_layer.trainable != old_layer.trainable:
             new_layer.trainable = old_layer.trainable
-
-
-def _uncompiled(model):
-    """The model without the optimizer that `clone_model` gives the clone of a compiled model."""
-    if not model.compiled:
-        return model
-    if isinstance(model, keras.Sequential):
-        (x,) = model.inputs
-        return keras.Sequential([keras.Input(batch_shape=x.shape, dtype=x.dtype), *model.layers], name=model.name)
-    return keras.Model(model.input, model.output, name=model.name)

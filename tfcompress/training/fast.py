@@ -5,6 +5,8 @@ import functools
 
 import keras
 
+from tfcompress.graph import clone_uncompiled
+
 
 @contextlib.contextmanager
 def training_clone(model, precision="float32"):
@@ -38,7 +40,7 @@ def training_clone(model, precision="float32"):
         cls = _fused_batch_normalization() if fused and _is_fusible(layer) else type(layer)
         return cls.from_config(config)
 
-    clone = keras.models.clone_model(model, clone_function=fast_layer, recursive=True)
+    clone = clone_uncompiled(model, clone_function=fast_layer, recursive=True)
     clone.set_weights(model.get_weights())
     try:
         yield clone
