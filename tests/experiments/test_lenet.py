@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from experiments.lenet import PROFILES
+from experiments.runner import Run, load_split
 from tfcompress import evaluate_tflite
 from tfcompress.reporting import read_records
 
@@ -45,8 +47,20 @@ def test_same_command_skips_what_is_done(smoke, run_experiment):
         assert a["top1_tflite"] == b["top1_tflite"] and a["gzip_bytes"] == b["gzip_bytes"]
 
 
-def test_without_mnist_it_says_so_and_touches_no_mnist_record(tmp_path, run_experiment):
+def test_without_mnist_digits_take_its_place_loudly(tmp_path, monkeypatch, capsys):
     """An npz that is damaged stands for a data set that cannot be had; a machine of the tests may be online."""
+    (tmp_path / "mnist.npz").write_bytes(b"cut short")
+    monkeypatch.setenv("TFCOMPRESS_DATA_DIR", str(tmp_path))
+    task = Run("lenet", "smoke", 0, PROFILES["smoke"], "", tmp_path, tmp_path)
+    name, split = load_split(task, "mnist", held_out=5000, train_images=100)
+    assert name == "digits" and len(split.train[0]) == 100 and len(split.validation[0]) < 200
+    assert "RUNNING ON scikit-learn's digits INSTEAD" in capsys.readouterr().err
+    (notice,) = task.notices
+    assert notice.endswith("not comparable with the published numbers.")
+
+
+@pytest.mark.slow
+def test_without_mnist_it_says_so_and_touches_no_mnist_record(tmp_path, run_experiment):
     (tmp_path / "mnist.npz").write_bytes(b"cut short")
     done = run_experiment(
         "lenet",

@@ -31,9 +31,16 @@ def test_names_of_variants():
     assert parse("l2-macs70-every").criterion.name == "l2"
 
 
-def test_all_stages_and_one_more_variant(tmp_path, run_experiment):
-    done = run_experiment("resnet", tmp_path, "--profile=smoke")
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory, run_experiment):
+    folder = tmp_path_factory.mktemp("smoke")
+    done = run_experiment("resnet", folder, "--profile=smoke")
     assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_all_stages(smoke):
+    tmp_path = smoke
     name = PROFILES["smoke"].variants[0]
     (record,) = read_records(tmp_path / "results")
     assert (record.experiment, record.dataset) == ("resnet8-digits", "digits")
@@ -48,11 +55,17 @@ def test_all_stages_and_one_more_variant(tmp_path, run_experiment):
     (stage, *_) = json.loads((folder / "filter_norms.json").read_text()).values()
     assert np.mean(stage["before"]) == pytest.approx(1, abs=1e-4) and set(stage[name]) < set(stage["before"])
 
-    # A choice of variants is no new run, and the baseline in the results is where it starts.
-    more = run_experiment("resnet", tmp_path, "--profile=smoke", f"--variants={name},l2-macs50-first-nodistill")
+
+@pytest.mark.slow
+def test_one_more_variant_is_no_new_run(smoke, run_experiment):
+    """The baseline in the results is where it starts."""
+    name = PROFILES["smoke"].variants[0]
+    (record,) = read_records(smoke / "results")
+    rows = {row.variant: row for row in record.rows}
+    more = run_experiment("resnet", smoke, "--profile=smoke", f"--variants={name},l2-macs50-first-nodistill")
     assert more.returncode == 0, more.stderr
     assert "baseline-smoke-seed0.npz" in more.stdout and more.stdout.count("epoch 1/1") == 1
-    (extended,) = read_records(tmp_path / "results")
+    (extended,) = read_records(smoke / "results")
     assert {row.variant: row.top1_tflite for row in extended.rows if row.variant in rows} == {
         variant: row.top1_tflite for variant, row in rows.items()
     }

@@ -37,7 +37,12 @@ def finish(kind, directory, backend):
 
 @pytest.mark.parametrize(
     ("kind", "backend"),
-    [("float", "tensorflow"), ("float", "jax"), ("pruned", "tensorflow"), ("quantized", "tensorflow")],
+    [
+        ("float", "tensorflow"),
+        pytest.param("float", "jax", marks=pytest.mark.slow),
+        pytest.param("pruned", "tensorflow", marks=pytest.mark.slow),
+        ("quantized", "tensorflow"),
+    ],
 )
 def test_killed_and_resumed_equals_uninterrupted(tmp_path, kind, backend):
     whole, _ = finish(kind, tmp_path / "whole", backend)
