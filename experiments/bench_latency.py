@@ -9,7 +9,7 @@ would be all of it. Weights are random: time does not depend on them.
 
 A CPU with matrix units (AMX) computes 64 channels of a convolution in the time of 16, so small networks gain nothing
 there from fewer channels. No phone's kernels do that: the files are timed without them, as
-`tfc.benchmark_interleaved` always does, and once more with them. Writes results/bench/latency.json.
+`tfc.benchmark_interleaved` does unless told otherwise, and once more with them. Writes results/bench/latency.json.
 """
 
 import itertools
@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from absl import app, flags
 
+from experiments.resnet import streams
 from experiments.runner import write_json
 
 FLAGS = flags.FLAGS
@@ -127,8 +128,7 @@ def _skip(model, layers, resolution):
     high = {
         row.name for row in profile(model).layers if len(row.output_shape) == 4 and row.output_shape[1] > resolution
     }
-    streams = {layer.name for layer in model.layers if re.search("^conv1$|_conv2$", layer.name)}
-    skip = high | streams if layers == "first convolutions" else high
+    skip = high | set(streams(model)) if layers == "first convolutions" else high
     convolutions = [layer.name for layer in model.layers if type(layer).__name__ == "Conv2D"]
     return tuple(name for name in convolutions if name in skip)
 

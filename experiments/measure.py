@@ -63,7 +63,6 @@ def record(task, dataset, split, variants, select):
         The selected row, or None.
     """
     from tfcompress import benchmark_interleaved
-    from tfcompress.reporting import Record, environment, write_record
 
     print("\n== measure", flush=True)
     latencies = benchmark_interleaved([variant.file.path for variant in variants])
@@ -76,22 +75,32 @@ def record(task, dataset, split, variants, select):
             task.publish(variant.file.path)
         name = variant.file.path.name if published else None
         rows[i] = dataclasses.replace(row, selected=row is selected, tflite=name)
-    path = write_record(
-        Record(
-            experiment=task.experiment,
-            dataset=dataset,
-            profile=task.profile,
-            seed=task.seed,
-            command=task.command,
-            config=dataclasses.asdict(task.config),
-            environment=environment(),
-            seconds=task.seconds,
-            rows=tuple(rows),
-        ),
-        task.result_directory,
-    )
-    print(f"written: {path}")
+    write(task, dataset, rows)
     return selected
+
+
+def write(task, dataset, rows):
+    """Writes the record of a run with these rows.
+
+    Args:
+        task: the `Run`.
+        dataset: name of the data set.
+        rows: list of `tfcompress.reporting.Row`.
+    """
+    from tfcompress.reporting import Record, environment, write_record
+
+    record = Record(
+        experiment=task.experiment,
+        dataset=dataset,
+        profile=task.profile,
+        seed=task.seed,
+        command=task.command,
+        config=dataclasses.asdict(task.config),
+        environment=environment(),
+        seconds=task.seconds,
+        rows=tuple(rows),
+    )
+    print(f"written: {write_record(record, task.result_directory)}")
 
 
 def _row(variant, latency_ms, split):

@@ -8,7 +8,7 @@ One record, `results/recipes-<model>`: the float32 file and what each recipe mak
 
 import dataclasses
 
-from experiments import runner
+from experiments import measure, runner
 from experiments.runner import load_split, option
 
 
@@ -34,7 +34,6 @@ def run(task):
     """Trains the model and compresses it by every recipe; every stage resumes where it was interrupted."""
     from tfcompress import compress
     from tfcompress.datasets import UserData
-    from tfcompress.reporting import Record, environment, write_record
 
     config = task.config
     dataset, split = load_split(task, config.dataset, held_out=5000, train_images=config.train_images)
@@ -49,18 +48,7 @@ def run(task):
             summaries[recipe] = compress(model, data, recipe, directory / "output").summary
     rows = [_row("float32", summaries[config.recipes[0]], 0)]
     rows += [_row(f"{recipe}-int8-qat", summary, -1) for recipe, summary in summaries.items()]
-    record = Record(
-        experiment=task.experiment,
-        dataset=dataset,
-        profile=task.profile,
-        seed=task.seed,
-        command=task.command,
-        config=dataclasses.asdict(config),
-        environment=environment(),
-        seconds=task.seconds,
-        rows=tuple(rows),
-    )
-    print(f"written: {write_record(record, task.result_directory)}")
+    measure.write(task, dataset, rows)
     task.close()
 
 

@@ -294,6 +294,7 @@ def _sensitivity(options):
 
 def _prune(options):
     import tfcompress as tfc
+    from tfcompress.compression.files import write_text
     from tfcompress.models import load_model
 
     if not options.output and not options.dry_run:
@@ -312,7 +313,7 @@ def _prune(options):
         tfc.recalibrate(model, calibration_images(_data(options, model), 1024), batch_size=128)
     print(plan)
     _save(model, output)
-    _write_text(output.with_suffix(".plan.json"), plan.to_json())
+    print(f"written: {write_text(output.with_suffix('.plan.json'), plan.to_json())}")
 
 
 def _finetune(options):
@@ -489,20 +490,9 @@ def _output(path, suffix):
 
 
 def _save(model, path):
-    part = path.with_name(f".{path.stem}.part.keras")
-    try:
-        model.save(part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-    print(f"written: {path}, {model.count_params():,} parameters")
+    from tfcompress.compression.files import save_model
 
-
-def _write_text(path, text):
-    part = path.with_name(path.name + ".part")
-    part.write_text(text)
-    os.replace(part, path)
-    print(f"written: {path}")
+    print(f"written: {save_model(model, path)}, {model.count_params():,} parameters")
 
 
 if __name__ == "__main__":

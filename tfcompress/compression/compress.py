@@ -3,13 +3,13 @@
 import dataclasses
 import hashlib
 import json
-import os
 import pathlib
 import time
 import zlib
 
 import numpy as np
 
+from tfcompress.compression.files import save_model, write_text
 from tfcompress.compression.recipe import load_recipe
 
 VERSION = 1
@@ -187,7 +187,7 @@ class _Run:
         self.plan = plan if self.plan is None else self.plan.then(plan)
         recalibrate(self.network, calibration_images(self.data, 1024), batch_size=128)
         print(f"   {plan.params_reduction:.1%} of the parameters, {_percent(plan.macs_reduction)} of the MACs removed")
-        _write(directory / "plan.json", plan.to_json())
+        write_text(directory / "plan.json", plan.to_json())
         return f"pruned by {plan.criterion}"
 
     def _finetune(self, step, directory):
@@ -253,6 +253,7 @@ class _Run:
     def measure(self, name, title, model, seconds, precision=None):
         """Adds a row: accuracy on validation images, size and latency of the step's file; kept beside the file."""
         from tfcompress import benchmark_tflite, evaluate_tflite, profile
+        from tfcompress.tflite.export import is_quantization_aware
 
         directory = self.folder / "steps" / name
         stored = directory / "measured.json"
@@ -260,7 +261,7 @@ class _Run:
             row = json.loads(stored.read_text())
         else:
             directory.mkdir(parents=True, exist_ok=True)
-            precision = precision or ("int8" if _is_quantization_aware(model) else "float32")
+            precision = precision or ("int8" if is_quantization_aware(model) else "float32")
             file = self.convert(model, directory / "model.tflite", precision)
             x, y = (array[:MEASURED_IMAGES] for array in self.data.validation)
             cost = profile(self.network)
@@ -276,7 +277,7 @@ class _Run:
                 "latency_ms": benchmark_tflite(file.path).median,
                 "seconds": round(seconds, 1),
             }
-            _write(stored, json.dumps(row))
+            write_text(stored, json.dumps(row))
         self.rows.append(row)
         print(f"   {title}: {row['bytes']:,} bytes, {row['top1']:.2%}, {row['latency_ms']:.3f} ms", flush=True)
 
@@ -304,12 +305,10 @@ def _publish(run, recipe, source, command):
     before, after = benchmark_interleaved([first, run.file.path])
     run.rows[0]["latency_ms"], run.rows[-1]["latency_ms"] = before.median, after.median
     network = with_softmax(run.network) if run.had_softmax else run.network
-    part = folder / "model.part.keras"
-    network.save(part)
-    os.replace(part, folder / "model.keras")
-    _write(folder / "labels.txt", "".join(f"{name}\n" for name in data.class_names))
+    save_model(network, folder / "model.keras")
+    write_text(folder / "labels.txt", "".join(f"{name}\n" for name in data.class_names))
     if run.plan:
-        _write(folder / "plan.json", run.plan.to_json())
+        write_text(folder / "plan.json", run.plan.to_json())
     summary = {
         "version": VERSION,
         "tfcompress": __version__,
@@ -339,7 +338,7 @@ def _publish(run, recipe, source, command):
         "layers": _layers(profile(run.original), profile(run.network), run.original, run.network),
         "environment": environment(),
     }
-    _write(folder / "model.json", json.dumps(summary, indent=1) + "\n")
+    write_text(folder / "model.json", json.dumps(summary, indent=1) + "\n")
     write_report(folder)
     return Compressed(network, run.file, summary["file"]["top1"], summary, folder)
 
@@ -424,11 +423,7 @@ def _claim(folder, identity):
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty and no run of tfcompress. Choose another output folder.")
     stored.parent.mkdir(parents=True, exist_ok=True)
-    _write(stored, json.dumps(identity))
-
-
-def _is_quantization_aware(model):
-    return any(type(layer).__name__.startswith("Quantize") for layer in model.layers)
+    write_text(stored, json.dumps(identity))
 
 
 def _percent(fraction):
@@ -437,9 +432,3 @@ def _percent(fraction):
 
 def _sha256(path):
     return hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
-
-
-def _write(path, text):
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)

@@ -8,10 +8,10 @@ from typing import Any
 
 import yaml
 
+from tfcompress.tflite.export import PRECISIONS
 from tfcompress.training.config import TrainingConfig
 
 SHIPPED = ("small", "fast", "safe")
-PRECISIONS = ("float32", "float16", "dynamic", "int8", "int16x8")
 
 _FRACTION = "a fraction in (0, 1)"
 _PRUNE = {

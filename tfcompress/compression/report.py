@@ -3,12 +3,12 @@
 import html
 import json
 import math
-import os
 import pathlib
 
 import yaml
 
 from tfcompress.compression import snippets
+from tfcompress.compression.files import write_text
 
 VERSION = 1
 SLOWEST = 10
@@ -96,14 +96,7 @@ def write_report(folder):
     """
     folder = pathlib.Path(folder)
     page = _page(_read(folder / "model.json"))
-    path = folder / "report.html"
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(page, encoding="utf-8", newline="\n")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-    return path
+    return write_text(folder / "report.html", page)
 
 
 def _read(path):

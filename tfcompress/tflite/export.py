@@ -63,7 +63,7 @@ def export_tflite(model, path, precision="int8", calibration=None, *, softmax=Fa
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}. Received: precision={precision!r}")
     _check_model(model)
-    quantization_aware = _is_quantization_aware(model)
+    quantization_aware = is_quantization_aware(model)
     if quantization_aware and precision not in ("float32", "int8"):
         raise ValueError(f"A QAT model is exported as int8 (or float32, to debug). Received: precision={precision!r}")
     if precision in CALIBRATED:
@@ -118,7 +118,8 @@ def _is_tf_keras(model):
     return any(base.__module__.startswith("tf_keras.") for base in type(model).__mro__)
 
 
-def _is_quantization_aware(model):
+def is_quantization_aware(model):
+    """Whether TF-MOT's fake quantization is in a model."""
     return any(type(layer).__name__.startswith("Quantize") for layer in model.layers)
 
 
