@@ -48,10 +48,11 @@ def mobile():
 
 
 def inception():
-    """Branches: swish, sigmoid gate, separable, average pool of equal size, and what else merges tensors."""
+    """Branches: swish, sigmoid gate behind a fused swish, separable, average pool of equal size, and what else merges tensors."""
     inputs = keras.Input((12, 12, 3))
     x = conv_bn(inputs, 6, "silu")
     gate = layers.Reshape((1, 1, 6))(layers.GlobalAveragePooling2D()(x))
+    gate = layers.Conv2D(4, 1, activation="swish")(gate)
     gated = layers.Multiply()([x, layers.Conv2D(6, 1, activation="sigmoid")(gate)])
     separable = layers.SeparableConv2D(6, 3, padding="same", use_bias=False)(x)
     separable = layers.Activation("relu")(layers.BatchNormalization()(separable))

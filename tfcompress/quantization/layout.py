@@ -1,4 +1,4 @@
-"""Rewrites a network into layers that the int8 runtime fuses: scalings become 1x1 depthwise convolutions."""
+"""Rewrites a network into layers that the int8 runtime knows: scalings become 1x1 depthwise convolutions."""
 
 import collections
 
@@ -12,7 +12,10 @@ _FOLDING = ("Conv2D", "DepthwiseConv2D", "SeparableConv2D", "Dense")
 
 
 class Layout(tfmot.quantization.keras.QuantizeLayoutTransform):
-    """TF-MOT's layout after three rewritings, all exact in floats.
+    """TF-MOT's layout after four rewritings, all exact in floats.
+
+    A swish inside a convolution or dense layer becomes a layer of its own: the runtime computes it from the int8 output
+    of the layer, to which TF-MOT gives no range.
 
     BatchNorm behind a dense layer is folded into its weights: the converter does that for convolutions only.
 
@@ -24,6 +27,7 @@ class Layout(tfmot.quantization.keras.QuantizeLayoutTransform):
     def apply(self, model, layer_quantize_map):
         channels = {layer.name: layer.input_shape[-1] for layer in model.layers if is_scaling(layer)}
         for transform, names in (
+            (_SwishBehind(), [layer.name for layer in model.layers if _has_swish(layer)]),
             (_FoldIntoDense(), folded_into_dense(model)),
             (_IdentityBeforeBatchNorm(), unfolded_batch_norms(model)),
             (_ScalingAsConvolution(channels), channels),
@@ -36,6 +40,11 @@ class Layout(tfmot.quantization.keras.QuantizeLayoutTransform):
                 model, layer_quantize_map = transformer.transform()
         default = tfmot.quantization.keras.default_8bit.Default8BitQuantizeLayoutTransform()
         return default.apply(model, layer_quantize_map)
+
+
+def _has_swish(layer):
+    own = isinstance(layer, tf_keras.layers.Activation)
+    return not own and getattr(layer, "activation", None) is tf_keras.activations.swish
 
 
 def is_scaling(layer):
@@ -69,6 +78,18 @@ def _folding_producer(norm, model):
         and producer.name not in model.output_names
     )
     return producer if folds else None
+
+
+class _SwishBehind(_transformations.transforms.Transform):
+    def pattern(self):
+        return _transformations.transforms.LayerPattern("|".join((*_FOLDING, "Conv2DTranspose")))
+
+    def replacement(self, match_layer):
+        config = match_layer.layer["config"]
+        swish = _layer_node(tf_keras.layers.Activation("swish", name=f"{config['name']}_swish"))
+        config["activation"] = "linear"
+        swish.input_layers = [match_layer]
+        return swish
 
 
 class _FoldIntoDense(_transformations.transforms.Transform):
@@ -128,10 +149,14 @@ def _normalization(node):
 def _fixed_depthwise(name, scale, offset=None):
     """A LayerNode of a 1x1 depthwise convolution that is not trained: x * scale + offset, per channel."""
     layer = tf_keras.layers.DepthwiseConv2D(1, use_bias=offset is not None, trainable=False, name=name)
-    config = tf_keras.layers.serialize(layer, use_legacy_format=True)
     weights = {"depthwise_kernel:0": scale.reshape(1, 1, -1, 1), "bias:0": offset}
+    return _layer_node(layer, {key: value for key, value in weights.items() if value is not None})
+
+
+def _layer_node(layer, weights=()):
+    config = tf_keras.layers.serialize(layer, use_legacy_format=True)
     return _LayerNode(
-        {**config, "name": name},
-        weights=collections.OrderedDict((key, value) for key, value in weights.items() if value is not None),
+        {**config, "name": layer.name},
+        weights=collections.OrderedDict(weights),
         metadata={"quantize_config": None},
     )
