@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 from absl import app, flags
 
+from tfcompress.files import replacing, write_text
+
 FLAGS = flags.FLAGS
 
 
@@ -131,7 +133,7 @@ class Run:
             self.seconds[name] = json.loads(clock.read_text())
         else:
             self.seconds[name] = round(epochs_before + time.perf_counter() - start, 1)
-            _write(clock, json.dumps(self.seconds[name]))
+            write_text(clock, json.dumps(self.seconds[name]))
         print(f"== {name}: {self.seconds[name]:.0f} s", flush=True)
 
     def close(self):
@@ -144,15 +146,13 @@ class Run:
     def publish_text(self, name, text):
         """Writes a small file into the results."""
         self.result_directory.mkdir(parents=True, exist_ok=True)
-        _write(self.result_directory / name, text)
+        write_text(self.result_directory / name, text)
 
     def publish(self, path):
         """Copies a file into the results."""
         self.result_directory.mkdir(parents=True, exist_ok=True)
-        target = self.result_directory / path.name
-        part = target.with_name(target.name + ".part")
-        shutil.copyfile(path, part)
-        os.replace(part, target)
+        with replacing(self.result_directory / path.name) as part:
+            shutil.copyfile(path, part)
 
 
 def option(default, text, identity=True):
@@ -219,11 +219,5 @@ def _history_seconds(path):
 def write_json(path, value):
     """Writes a value as JSON in one step; returns the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write(path, json.dumps(value, indent=1) + "\n")
+    write_text(path, json.dumps(value, indent=1) + "\n")
     return path
-
-
-def _write(path, text):
-    part = path.with_name(path.name + ".part")
-    part.write_text(text)
-    os.replace(part, path)

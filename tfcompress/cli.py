@@ -294,7 +294,7 @@ def _sensitivity(options):
 
 def _prune(options):
     import tfcompress as tfc
-    from tfcompress.compression.files import write_text
+    from tfcompress.files import write_text
     from tfcompress.models import load_model
 
     if not options.output and not options.dry_run:
@@ -490,7 +490,7 @@ def _output(path, suffix):
 
 
 def _save(model, path):
-    from tfcompress.compression.files import save_model
+    from tfcompress.files import save_model
 
     print(f"written: {save_model(model, path)}, {model.count_params():,} parameters")
 

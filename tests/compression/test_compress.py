@@ -1,7 +1,9 @@
 """The whole way on digits, by the Python call and by the command."""
 
+import contextlib
 import dataclasses
 import json
+import resource
 import subprocess
 import sys
 
@@ -226,3 +228,48 @@ def test_bad_input_is_one_line(files, capsys, arguments, code, message):
     got, _, err = run(capsys, *[argument.format(**names) for argument in arguments])
     assert got == code and message in err
     assert len(err.strip().splitlines()) == 1 and "Traceback" not in err
+
+
+@contextlib.contextmanager
+def full_disk(left):
+    """As on a disk with so many bytes left, for each file: the system refuses what goes beyond."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (left, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize(
+    ("command", "output"),
+    [
+        (["prune", "{model}", "--ratio", "0.25"], "full.keras"),
+        (["quantize", "{model}", "--data", "{data}"], "full.tflite"),
+        (["finetune", "{model}", "--data", "{data}", "--epochs", "1"], "full.keras"),
+    ],
+)
+def test_full_disk_leaves_no_file_behind(files, capsys, tmp_path, command, output):
+    names = {"model": files / "model.keras", "data": files / "digits.npz"}
+    with full_disk(2000):
+        code, _, err = run(capsys, *[word.format(**names) for word in command], "-o", tmp_path / output)
+    assert code == 1 and len(err.strip().splitlines()) == 1 and "File too large" in err
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_interrupted_training_goes_on_where_it_stopped(files, capsys, tmp_path, monkeypatch):
+    module = sys.modules["tfcompress.training.fit"]
+    save = module.save_checkpoint
+
+    def interrupt(path, *state):
+        save(path, *state)
+        raise KeyboardInterrupt
+
+    model, data, output = files / "model.keras", files / "digits.npz", tmp_path / "tuned.keras"
+    command = ("finetune", model, "--data", data, "--epochs", "2", "-o", output)
+    monkeypatch.setattr(module, "save_checkpoint", interrupt)
+    code, _, err = run(capsys, *command)
+    assert code == 1 and err == "interrupted; the same command goes on where it stopped\n" and not output.exists()
+    monkeypatch.undo()
+    code, out, _ = run(capsys, *command)
+    assert code == 0 and "epoch 2/2" in out and "epoch 1/2" not in out and output.exists()

@@ -48,7 +48,7 @@ def mobile():
 
 
 def inception():
-    """Branches: swish, sigmoid gate behind a fused swish, separable, average pool of equal size, and what else merges tensors."""
+    """Branches: swish, squeeze-and-excitation, separable, average pool of equal size, and what else merges tensors."""
     inputs = keras.Input((12, 12, 3))
     x = conv_bn(inputs, 6, "silu")
     gate = layers.Reshape((1, 1, 6))(layers.GlobalAveragePooling2D()(x))

@@ -36,6 +36,12 @@ def test_top1_counts_every_image(small_files, small_images):
     assert tfc.evaluate_tflite(small_files["float32"], small_images, labels[:, None]) == pytest.approx(254 / 257)
 
 
+def test_top_k_counts_the_first_k(small_files, small_images):
+    second = tfc.predict_tflite(small_files["float32"], small_images).argsort(-1)[:, -2]
+    correct = [tfc.evaluate_tflite(small_files["float32"], small_images, second, k) for k in (1, 2, 10)]
+    assert correct == [0, 1, 1]
+
+
 def test_threads_change_nothing(small_files, small_images, monkeypatch):
     expected = tfc.predict_tflite(small_files["float32"], small_images)
     monkeypatch.setattr(evaluate, "THREADS", 1)

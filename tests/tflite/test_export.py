@@ -120,9 +120,9 @@ def test_other_input_ranges_are_kept(model, images, tmp_path):
 
 
 def test_unexpected_input_range_is_an_error(model, images, tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "_checked_calibration", lambda calibration, *args, **kwargs: calibration)
+    monkeypatch.setattr(export, "_checked_calibration", lambda calibration, *args, **kwargs: [calibration])
     convert = export._convert
-    monkeypatch.setattr(export, "_convert", lambda m, p, calibration, s: convert(m, p, calibration / 2, s))
+    monkeypatch.setattr(export, "_convert", lambda m, p, calibration, s: convert(m, p, [calibration[0] / 2], s))
     with pytest.raises(ValueError, match="zero point -128; inputs in"):
         tfc.export_tflite(model, tmp_path / "m.tflite", "int8", images)
     assert list(tmp_path.iterdir()) == []
@@ -228,3 +228,40 @@ def test_failed_conversion_leaves_the_old_file(model, tmp_path, monkeypatch):
         tfc.export_tflite(model, tmp_path / "m.tflite", "float32")
     assert [p.name for p in tmp_path.iterdir()] == ["m.tflite"]
     assert (tmp_path / "m.tflite").read_text() == "old"
+
+
+def test_two_inputs_pruned_trained_and_in_integers(tmp_path):
+    """The class is told by both inputs together: which half of the photo is bright, and the sensors' sign."""
+    rng = np.random.default_rng(0)
+    classes = rng.integers(0, 4, 600)
+    photos = rng.random((600, 12, 12, 3), np.float32) / 2
+    photos[:, :, :6] += 0.5 * (classes < 2)[:, None, None, None]
+    sensors = (rng.normal(0, 1, (600, 5)) + np.where(classes % 2, 3, -3)[:, None]).astype("float32")
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((12, 12, 3), name="photo"), keras.Input((5,), name="sensors")
+    x = layers.Conv2D(8, 3, strides=3, use_bias=False, name="conv")(inputs[0])
+    x = layers.Flatten()(layers.ReLU()(layers.BatchNormalization()(x)))
+    both = layers.Concatenate()([x, layers.Dense(6, activation="relu", name="hidden")(inputs[1])])
+    model = keras.Model(inputs, layers.Dense(4, name="logits")(both))
+    pruned, plan = tfc.prune_channels(model, "l2", ratio=0.5)
+    assert [len(plan.kept[name]) for name in ("conv", "hidden")] == [4, 3]
+    tfc.recalibrate(pruned, [photos, sensors])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    pruned.compile(keras.optimizers.Adam(0.01), loss, jit_compile=False)
+    pruned.fit([photos, sensors], classes, epochs=10, verbose=0)
+    expected = pruned.predict([photos, sensors], verbose=0)
+    assert np.mean(expected.argmax(-1) == classes) > 0.97
+
+    exact = tfc.export_tflite(pruned, tmp_path / "float.tflite", "float32")
+    np.testing.assert_allclose(tfc.predict_tflite(exact.path, [photos, sensors]), expected, atol=1e-4)
+    file = tfc.export_tflite(pruned, tmp_path / "int8.tflite", "int8", [photos[:100], sensors[:100]])
+    assert tfc.evaluate_tflite(file.path, [photos, sensors], classes) > 0.95
+    assert tfc.evaluate_tflite(file.path, [photos, sensors[::-1]], classes) < 0.7
+    scales = {details["name"]: details["quantization"] for details in Interpreter(str(file.path)).get_input_details()}
+    assert scales["photo"] == (pytest.approx(1 / 255), -128)
+    assert scales["sensors"][0] == pytest.approx(np.ptp(sensors[:100]) / 255, rel=1e-4)
+
+    with pytest.raises(ValueError, match="2 arrays of equally many examples"):
+        tfc.export_tflite(pruned, tmp_path / "int8.tflite", "int8", [photos, sensors[:10]])
+    with pytest.raises(ValueError, match="has 2 inputs"):
+        tfc.predict_tflite(file.path, [photos])

@@ -9,8 +9,8 @@ import zlib
 
 import numpy as np
 
-from tfcompress.compression.files import save_model, write_text
 from tfcompress.compression.recipe import load_recipe
+from tfcompress.files import save_model, write_text
 
 VERSION = 1
 MEASURED_IMAGES = 5000

@@ -8,7 +8,7 @@ import pathlib
 import yaml
 
 from tfcompress.compression import snippets
-from tfcompress.compression.files import write_text
+from tfcompress.files import write_text
 
 VERSION = 1
 SLOWEST = 10

@@ -8,13 +8,15 @@ BATCH = 100
 THREADS = 2
 
 
-def evaluate_tflite(path, x, y):
-    """Top-1 accuracy of a .tflite classifier over all of x.
+def evaluate_tflite(path, x, y, k=1):
+    """Top-k accuracy of a .tflite classifier over all of x.
 
     Args:
         path: the file.
-        x: inputs (N, *input shape): float as the Keras model takes them, or uint8 pixels, which are divided by 255.
+        x: inputs (N, *input shape): float as the Keras model takes them, or uint8 pixels, which are divided by 255; for
+            a file with several inputs a list of them, in the order of `model.inputs`.
         y: integer labels (N,) or (N, 1).
+        k: a prediction is correct if the label is among the k largest outputs; of equal ones, the first are larger.
 
     Returns:
         Fraction of correct predictions in [0, 1].
@@ -24,11 +26,13 @@ def evaluate_tflite(path, x, y):
         OSError: the file cannot be read.
     """
     labels = np.asarray(y).reshape(-1)
-    if len(labels) != len(x) or len(labels) == 0:
+    outputs = predict_tflite(path, x)
+    if len(labels) != len(outputs):
         raise ValueError(
-            f"x and y must have the same length, at least 1. Received: {len(x)} inputs, {len(labels)} labels"
+            f"x and y must have the same length, at least 1. Received: {len(outputs)} inputs, {len(labels)} labels"
         )
-    return float(np.mean(predict_tflite(path, x).argmax(axis=-1) == labels))
+    largest = np.argsort(-outputs, axis=-1, kind="stable")[:, :k]
+    return float(np.mean((largest == labels[:, None]).any(axis=-1)))
 
 
 def predict_tflite(path, x):
@@ -36,7 +40,8 @@ def predict_tflite(path, x):
 
     Args:
         path: the file.
-        x: inputs (N, *input shape): float as the Keras model takes them, or uint8 pixels, which are divided by 255.
+        x: inputs (N, *input shape): float as the Keras model takes them, or uint8 pixels, which are divided by 255; for
+            a file with several inputs a list of them, in the order of `model.inputs`.
 
     Returns:
         float32 array (N, *output shape).
@@ -46,19 +51,20 @@ def predict_tflite(path, x):
         OSError: the file cannot be read.
     """
     interpreter = open_interpreter(path, threads=THREADS)
-    source, target = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
-    x = _checked_inputs(x, source)
-    outputs = []
-    batch = _resize(interpreter, source["index"], target["index"], min(BATCH, len(x)))
-    for start in range(0, len(x), batch):
-        chunk = x[start : start + batch]
-        if len(chunk) < batch:
-            # The last chunk is filled up, not run at its own size: resizing costs more than a few images.
-            chunk = np.concatenate([chunk, np.repeat(chunk[:1], batch - len(chunk), axis=0)])
-        interpreter.set_tensor(source["index"], quantize(chunk, source))
+    sources, target = interpreter.get_input_details(), interpreter.get_output_details()[0]
+    arrays = _checked_inputs(x, sources)
+    outputs, count = [], len(arrays[0])
+    batch = _resize(interpreter, min(BATCH, count))
+    for start in range(0, count, batch):
+        for array, source in zip(arrays, sources):
+            chunk = array[start : start + batch]
+            if len(chunk) < batch:
+                # The last chunk is filled up, not run at its own size: resizing costs more than a few images.
+                chunk = np.concatenate([chunk, np.repeat(chunk[:1], batch - len(chunk), axis=0)])
+            interpreter.set_tensor(source["index"], quantize(chunk, source))
         interpreter.invoke()
         outputs.append(dequantize(interpreter.get_tensor(target["index"]), target))
-    return np.concatenate(outputs)[: len(x)]
+    return np.concatenate(outputs)[:count]
 
 
 def open_interpreter(path, threads=1, **options):
@@ -106,19 +112,26 @@ def to_float(x):
     return x.astype(np.float32) / np.float32(255) if x.dtype == np.uint8 else x.astype(np.float32)
 
 
-def _checked_inputs(x, source):
-    x = to_float(x)
-    if len(x) == 0 or x.shape[1:] != tuple(source["shape"][1:]):
-        shape = ", ".join(map(str, source["shape"][1:]))
-        raise ValueError(f"x must have shape (N, {shape}) with N >= 1. Received: {x.shape}")
-    return x
+def _checked_inputs(x, sources):
+    """One float array for each input of the file."""
+    arrays = [to_float(array) for array in ([x] if len(sources) == 1 else x)]
+    if len(arrays) != len(sources) or len({len(array) for array in arrays}) > 1:
+        raise ValueError(
+            f"The file has {len(sources)} inputs: x must be a list of as many arrays of equally many examples. "
+            f"Received: shapes {', '.join(str(array.shape) for array in arrays)}"
+        )
+    for array, source in zip(arrays, sources):
+        if len(array) == 0 or array.shape[1:] != tuple(source["shape"][1:]):
+            shape = ", ".join(map(str, source["shape"][1:]))
+            raise ValueError(f"x must have shape (N, {shape}) with N >= 1. Received: {array.shape}")
+    return arrays
 
 
-def _resize(interpreter, source, target, batch):
+def _resize(interpreter, batch):
     """Sets the batch size, or 1 for a file whose graph is fixed to it. Returns the size set."""
-    shape = interpreter.get_input_details()[0]["shape"][1:]
     for size in (batch, 1):
-        interpreter.resize_tensor_input(source, [size, *shape])
+        for source in interpreter.get_input_details():
+            interpreter.resize_tensor_input(source["index"], [size, *source["shape"][1:]])
         try:
             interpreter.allocate_tensors()
         except RuntimeError:

@@ -1,9 +1,7 @@
 """From a Keras model to a .tflite file."""
 
-import contextlib
 import dataclasses
 import gzip
-import os
 import pathlib
 import re
 import warnings
@@ -11,6 +9,7 @@ import warnings
 import numpy as np
 
 from tfcompress.errors import UnsupportedLayerError
+from tfcompress.files import replacing
 from tfcompress.tflite import flatbuffer
 
 PRECISIONS = ("float32", "float16", "dynamic", "int8", "int16x8")
@@ -44,12 +43,13 @@ def export_tflite(model, path, precision="int8", calibration=None, *, softmax=Fa
     pixels minus 128.
 
     Args:
-        model: functional or sequential Keras 3 or tf_keras model with one input of fixed shape and one output.
+        model: functional or sequential Keras 3 or tf_keras model with inputs of fixed shape and one output.
         path: file to write; replaced at the end in one step, or left as it was.
         precision: `float32`; `float16` (weights); `dynamic` (int8 weights, float activations); `int8` (all of it, input
             and output included); `int16x8` (int16 activations, int8 weights, float input and output).
-        calibration: float array (N, *input shape) of representative inputs, for `int8` and `int16x8`. For a QAT model
-            it only tells the input's range, and [0, 1] is taken without it.
+        calibration: float array (N, *input shape) of representative inputs, for `int8` and `int16x8`; for a model with
+            several inputs a list of them, in the order of `model.inputs`. For a QAT model it only tells the input's
+            range, and [0, 1] is taken without it.
         softmax: whether to append a softmax; otherwise the file returns what the model returns.
 
     Returns:
@@ -69,13 +69,15 @@ def export_tflite(model, path, precision="int8", calibration=None, *, softmax=Fa
     if precision in CALIBRATED:
         calibration = _checked_calibration(calibration, model, optional=quantization_aware)
     path = pathlib.Path(path)
-    with _replacing(path) as file:
+    with replacing(path) as part:
         data = _convert(model, precision, None if quantization_aware else calibration, softmax)
         if precision == "int8":
-            _check_int8(data, (0.0, 1.0) if calibration is None else (calibration.min(), calibration.max()))
-        output = "softmax" if softmax else _output_name(model)
-        data = flatbuffer.strip(data, _LayerNames(model), plain_name(model.inputs[0].name), output)
-        file.write(data)
+            _check_int8(
+                data, [(0.0, 1.0)] * len(model.inputs) if calibration is None else list(map(_range, calibration))
+            )
+        inputs = [plain_name(tensor.name) for tensor in model.inputs]
+        data = flatbuffer.strip(data, _LayerNames(model), inputs, "softmax" if softmax else _output_name(model))
+        part.write_bytes(data)
     return TFLiteFile(path, len(data), len(gzip.compress(data, 9, mtime=0)), precision)
 
 
@@ -88,13 +90,13 @@ def _check_model(model):
         )
     if not model.built or not getattr(model, "inputs", None):
         raise ValueError(f"Model {model.name!r} is not built: its input shape is unknown. Add a keras.Input first.")
-    if len(model.inputs) != 1 or len(model.outputs) != 1:
+    if len(model.outputs) != 1:
         raise ValueError(
-            f"A model with one input and one output is expected. Received: {model.name!r} with {len(model.inputs)} "
-            f"inputs and {len(model.outputs)} outputs."
+            f"A model with one output is expected. Received: {model.name!r} with {len(model.outputs)} outputs."
         )
-    if None in _input_shape(model):
-        raise ValueError(f"Every dimension of the input must be fixed. Received: input shape {_input_shape(model)}")
+    for shape in _input_shapes(model):
+        if None in shape:
+            raise ValueError(f"Every dimension of the input must be fixed. Received: input shape {shape}")
     for layer in model.layers:
         if getattr(layer, "compute_dtype", "float32") != "float32":
             raise UnsupportedLayerError(
@@ -110,8 +112,12 @@ def _check_model(model):
             )
 
 
-def _input_shape(model):
-    return tuple(model.inputs[0].shape[1:])
+def _input_shapes(model):
+    return [tuple(tensor.shape[1:]) for tensor in model.inputs]
+
+
+def _range(array):
+    return float(array.min()), float(array.max())
 
 
 def _is_tf_keras(model):
@@ -124,13 +130,22 @@ def is_quantization_aware(model):
 
 
 def _checked_calibration(calibration, model, optional):
-    """The calibration set as float32, with an exact 0 and 1 in it where all of it lies in [0, 1]; or None."""
+    """The calibration sets, one for each input, as float32; those that lie in [0, 1] have an exact 0 and 1; or None."""
     if calibration is None:
         if optional:
             return None
         raise ValueError("int8 and int16x8 need calibration: a few hundred inputs, float array (N, *input shape).")
-    calibration = np.asarray(calibration)
-    shape = _input_shape(model)
+    shapes = _input_shapes(model)
+    arrays = [calibration] if len(shapes) == 1 else list(calibration)
+    if len(arrays) != len(shapes) or len({len(array) for array in arrays}) > 1:
+        raise ValueError(
+            f"calibration must be {len(shapes)} arrays of equally many examples, one for each input. "
+            f"Received: shapes {', '.join(str(np.shape(array)) for array in arrays)}"
+        )
+    return [_checked_array(np.asarray(array), shape) for array, shape in zip(arrays, shapes)]
+
+
+def _checked_array(calibration, shape):
     if calibration.ndim == 0 or len(calibration) == 0:
         raise ValueError(f"The calibration set is empty. Received: an array of shape {calibration.shape}")
     if calibration.shape[1:] != shape:
@@ -142,30 +157,11 @@ def _checked_calibration(calibration, model, optional):
     if not np.isfinite(calibration).all():
         raise ValueError("calibration must be finite. Received: an array with NaN or infinity")
     calibration = calibration.astype(np.float32)
-    if calibration.min() < 0 or calibration.max() > 1:
-        return calibration
-    # One pixel is enough for the input's range; an all-1 image would widen the range of every later tensor.
     extremes = np.stack([calibration[0], calibration[0]])
-    extremes[0].flat[0], extremes[1].flat[0] = 0, 1
+    if calibration.min() >= 0 and calibration.max() <= 1:
+        # One pixel is enough for the input's range; an all-1 image would widen the range of every later tensor.
+        extremes[0].flat[0], extremes[1].flat[0] = 0, 1
     return np.concatenate([calibration, extremes])
-
-
-@contextlib.contextmanager
-def _replacing(path):
-    """Opens a temporary file beside `path` that takes its place if the block succeeds and vanishes if not."""
-    if path.is_dir():
-        raise IsADirectoryError(f"Cannot write {path}: it is a directory.")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        file = open(temporary, "wb")  # noqa: SIM115 - an error here needs other words than one below
-    except OSError as error:
-        raise type(error)(f"Cannot write {path}: {error.strerror}.") from error
-    try:
-        with file:
-            yield file
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _convert(model, precision, calibration, softmax):
@@ -173,13 +169,15 @@ def _convert(model, precision, calibration, softmax):
     from absl import logging
     from tensorflow.lite.python.convert import ConverterError
 
-    shape = (1, *_input_shape(model))
-    name = model.inputs[0].name.split(":")[0]
-
     # A fixed batch spares the file the operations that compute shapes, which phone accelerators refuse.
-    @tf.function(input_signature=[tf.TensorSpec(shape, tf.float32, name=name)])
-    def forward(x):
-        outputs = model(x, training=False)
+    signature = [
+        tf.TensorSpec((1, *shape), tf.float32, name=tensor.name.split(":")[0])
+        for shape, tensor in zip(_input_shapes(model), model.inputs)
+    ]
+
+    @tf.function(input_signature=signature)
+    def forward(*inputs):
+        outputs = model(inputs[0] if len(inputs) == 1 else list(inputs), training=False)
         return tf.nn.softmax(outputs) if softmax else outputs
 
     verbosity = logging.get_verbosity()
@@ -209,7 +207,7 @@ def _configure(converter, precision, calibration):
     if precision == "int8":
         converter.inference_input_type = converter.inference_output_type = tf.int8
     if precision in CALIBRATED and calibration is not None:
-        converter.representative_dataset = lambda: ([image[None]] for image in calibration)
+        converter.representative_dataset = lambda: ([array[None] for array in arrays] for arrays in zip(*calibration))
         sets = tf.lite.OpsSet
         converter.target_spec.supported_ops = [
             sets.TFLITE_BUILTINS_INT8
@@ -298,8 +296,8 @@ def _output_name(model):
     return "output"
 
 
-def _check_int8(data, input_range):
-    """Asserts that no activation stayed float and that the input quantizes as an app expects."""
+def _check_int8(data, input_ranges):
+    """Asserts that no activation stayed float and that the inputs quantize as an app expects."""
     model = flatbuffer.read(data)
     graph = model.subgraphs[0]
     kinds = flatbuffer.schema.TensorType
@@ -308,7 +306,11 @@ def _check_int8(data, input_range):
         if types <= {kinds.FLOAT32}:
             name = graph.tensors[operator.outputs[0]].name.decode()
             raise ValueError(f"An operation of the int8 file stayed float, since nothing tells its range: {name}")
-    quantization = graph.tensors[graph.inputs[0]].quantization
+    for index, input_range in zip(graph.inputs, input_ranges, strict=True):
+        _check_input(graph.tensors[index].quantization, input_range)
+
+
+def _check_input(quantization, input_range):
     scale, zero_point = float(quantization.scale[0]), int(quantization.zeroPoint[0])
     low, high = min(0.0, float(input_range[0])), max(0.0, float(input_range[1]))
     expected_scale = (high - low) / 255

@@ -38,7 +38,7 @@ class _SharingBuilder(flatbuffers.Builder):
         return self._vectors[key]
 
 
-def strip(data, layer_names=None, input_name=None, output_name=None):
+def strip(data, layer_names=None, input_names=(), output_name=None):
     """Removes what inference does not read. Outputs stay bit-identical.
 
     Args:
@@ -46,8 +46,8 @@ def strip(data, layer_names=None, input_name=None, output_name=None):
         layer_names: function of a tensor's name and of whether an activation is fused into its operation. It returns
             the name of the layer whose output the tensor is, or None, and the names of all layers in the operation.
             The last tensor of each layer gets its name, so that files can be compared; apart from them only the
-            input has a name.
-        input_name: name of the input tensor; the converter calls it after the operation that quantizes it.
+            inputs have names.
+        input_names: names of the input tensors; the converter calls them after the operation that quantizes them.
         output_name: name of the output tensor; the converter calls it `Identity`.
 
     Returns:
@@ -58,7 +58,7 @@ def strip(data, layer_names=None, input_name=None, output_name=None):
     for graph in model.subgraphs:
         graph.name = None
         names = _names(model, graph, layer_names or (lambda *_: (None, ())))
-        names.update(dict.fromkeys(graph.inputs, input_name) if input_name else {})
+        names.update(zip(graph.inputs, input_names))
         names.update(dict.fromkeys(graph.outputs, output_name) if output_name else {})
         for index, tensor in enumerate(graph.tensors):
             tensor.name = names.get(index)

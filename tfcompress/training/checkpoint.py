@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from tfcompress.files import replacing
+
 
 class CheckpointError(ValueError):
     """A checkpoint that is damaged, or was written by another training."""
@@ -23,13 +25,11 @@ def save_checkpoint(path, arrays, meta):
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
     header = json.dumps({**meta, "sha256": digest(arrays)})
-    with open(part, "wb") as file:
+    with replacing(path) as part, open(part, "wb") as file:
         np.savez(file, meta=np.array(header), **{f"array_{i}": array for i, array in enumerate(arrays)})
         file.flush()
         os.fsync(file.fileno())
-    os.replace(part, path)
 
 
 def load_checkpoint(path):

@@ -3,7 +3,6 @@
 import contextlib
 import csv
 import dataclasses
-import os
 import sys
 import time
 import zlib
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tfcompress.files import replacing
 from tfcompress.training.augment import augment
 from tfcompress.training.checkpoint import CheckpointError, digest, load_checkpoint, save_checkpoint
 from tfcompress.training.config import TrainingConfig
@@ -236,12 +236,10 @@ def _is_jax(model):
 
 
 def _write_history(path, history):
-    part = path.with_name(path.name + ".part")
-    with open(part, "w", newline="") as file:
+    with replacing(path) as part, open(part, "w", newline="") as file:
         writer = csv.DictWriter(file, ["epoch", "learning_rate", "loss", "accuracy", "val_accuracy", "seconds"])
         writer.writeheader()
         writer.writerows(history)
-    os.replace(part, path)
 
 
 def _report(history, epochs):

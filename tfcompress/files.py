@@ -1,0 +1,44 @@
+"""Files that are replaced in one step, or left as they were."""
+
+import contextlib
+import os
+import pathlib
+
+
+@contextlib.contextmanager
+def replacing(path):
+    """Yields a temporary path beside `path`: it takes its place if the block succeeds, and vanishes if not.
+
+    Args:
+        path: the file to write; the temporary one has its ending.
+
+    Raises:
+        OSError: nothing can be written there.
+    """
+    path = pathlib.Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"Cannot write {path}: it is a directory.")
+    part = path.with_name(f".{path.stem}.part{path.suffix}")
+    try:
+        part.touch()
+    except OSError as error:
+        raise type(error)(f"Cannot write {path}: {error.strerror}.") from error
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_text(path, text):
+    """Writes a text file; returns its path."""
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8", newline="\n")
+    return path
+
+
+def save_model(model, path):
+    """Saves a Keras model as a `.keras` file; returns its path."""
+    with replacing(path) as part:
+        model.save(part)
+    return path
