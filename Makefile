@@ -3,6 +3,8 @@ PYTHON ?= python3
 PROFILE ?= quick
 SEEDS ?= 0
 MODEL ?= resnet110
+DATASET ?= cifar10
+BASELINE ?=
 ARGS ?=
 
 BIN := .venv/bin
@@ -10,7 +12,7 @@ READY := .venv/.ready
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-all lint reproduce-lenet reproduce-resnet110 tables plots bench clean
+.PHONY: help setup test test-all lint reproduce-lenet reproduce-resnet110 reproduce-mobilenet reproduce-vgg16 tables plots bench clean
 
 help:  ## list the targets
 	@echo "Targets (variables: PROFILE=smoke|quick|full SEEDS=\"0 1 2\" MODEL=resnet20 ARGS=... PYTHON=python3):"
@@ -43,6 +45,22 @@ reproduce-resnet110: $(READY)  ## filter pruning by distribution fitting on CIFA
 	@for seed in $(SEEDS); do \
 		$(BIN)/python -m experiments.resnet --model=$(MODEL) --profile=$(PROFILE) --seed=$$seed $(ARGS) || exit $$?; \
 	done
+	@$(MAKE) --no-print-directory plots tables
+
+reproduce-vgg16: MODEL = vgg16
+reproduce-vgg16: $(READY)  ## the diversifying algorithm (DATASET=cifar100 too; MODEL=resnet20, densenet40, ...; BASELINE=file; days)
+	@for seed in $(SEEDS); do \
+		$(BIN)/python -m experiments.diversify --model=$(MODEL) --dataset=$(DATASET) --profile=$(PROFILE) \
+			--seed=$$seed $(if $(BASELINE),--baseline=$(BASELINE)) $(ARGS) || exit $$?; \
+	done
+	@$(MAKE) --no-print-directory plots tables
+
+reproduce-mobilenet: $(READY)  ## MobileNet on CIFAR-10, then 224x224 (IMAGENET_WEIGHTS=file IMAGENET_DIR=folder; hours)
+	@for seed in $(SEEDS); do \
+		$(BIN)/python -m experiments.mobilenet --profile=$(PROFILE) --seed=$$seed $(ARGS) || exit $$?; \
+	done
+	@$(BIN)/python -m experiments.mobilenet --profile=$(PROFILE) --setting=imagenet \
+		$(if $(IMAGENET_DIR),--imagenet_weights="$(IMAGENET_WEIGHTS)" --imagenet_dir="$(IMAGENET_DIR)")
 	@$(MAKE) --no-print-directory plots tables
 
 tables: $(READY)  ## write results/README.md and the CSV tables from the records

@@ -2,16 +2,16 @@
 
 import dataclasses
 import json
-import os
 
 import numpy as np
 
 from experiments import measure
-from experiments.runner import option
+from experiments.runner import option, write_json
+from tfcompress.files import replacing, save_model
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Training:
     """What a profile fixes; the other hyperparameters stand beside the stages that use them."""
 
     model: str = option("", "the network")
@@ -25,10 +25,16 @@ class Config:
     qat_epochs: int = option(3, "epochs of quantization-aware training")
     precision: str = option("mixed_bfloat16", "arithmetic of the float trainings: float32 or mixed_bfloat16")
     variants: tuple = option((), "pruned networks, named as the module's help says; none: all of them", identity=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(Training):
+    """The configuration where only some of the pruned networks are quantized."""
+
     quantized: tuple = option((), "those of them brought to int8; none: the first", identity=False)
 
 
-def baseline(task, build, split):
+def baseline(task, build, split, start="", ship=True):
     """Trains the unpruned network, or takes its weights from the results, where a long training has left them.
 
     The weights are float16 numbers: what is kept in the results is what everything else started from.
@@ -37,6 +43,8 @@ def baseline(task, build, split):
         task: the `Run`.
         build: function that returns the untrained network.
         split: the `Split`.
+        start: file to take it from instead: a `.keras`, or the `.npz` of other results.
+        ship: whether its weights go into the results; if not, they stay in the run directory, as `baseline.keras`.
 
     Returns:
         A Keras model.
@@ -49,6 +57,10 @@ def baseline(task, build, split):
     shipped = task.results / task.experiment / f"baseline-{task.profile}-seed{config.baseline_seed}.npz"
     keras.utils.set_random_seed(config.baseline_seed)
     model = build()
+    if start:
+        print(f"\n== baseline: weights of {start}", flush=True)
+        _load(model, start)
+        return model
     if shipped.exists() and not config.train_baseline:
         print(f"\n== baseline: weights of {shipped} (--train_baseline trains them again)", flush=True)
         _load_float16(model, shipped)
@@ -76,11 +88,15 @@ def baseline(task, build, split):
         "val_top1": accuracy(model, *split.validation),
         "history": history,
     }
-    _save_float16(model, shipped, notes)
+    if ship:
+        _save_float16(model, shipped, notes)
+    elif not (directory / "baseline.keras").exists():
+        save_model(model, directory / "baseline.keras")
+        write_json(shipped.with_suffix(".json"), notes)
     return model
 
 
-def prune_and_finetune(task, name, unpruned, split, criterion, distill=True, **budget):
+def prune_and_finetune(task, name, unpruned, split, criterion, distill=True, training=None, **budget):
     """Prunes the baseline, and trains what is left.
 
     Args:
@@ -90,6 +106,7 @@ def prune_and_finetune(task, name, unpruned, split, criterion, distill=True, **b
         split: the `Split`.
         criterion: as for `prune_channels`.
         distill: whether the unpruned network teaches the pruned one.
+        training: the `TrainingConfig`; that of `finetuning` if None.
         budget: the other arguments of `prune_channels`.
 
     Returns:
@@ -103,7 +120,8 @@ def prune_and_finetune(task, name, unpruned, split, criterion, distill=True, **b
         print(f"   {plan.params_reduction:.1%} of the parameters, {plan.macs_reduction:.1%} of the MACs removed")
         recalibrate(model, split.train[0][:1024].astype("float32") / 255, batch_size=128)
         teacher = unpruned if distill else None
-        fit(model, *split.train, finetuning(task), validation=split.validation, teacher=teacher, directory=directory)
+        training = training or finetuning(task)
+        fit(model, *split.train, training, validation=split.validation, teacher=teacher, directory=directory)
     task.publish_text(f"{name}.plan.json", plan.to_json())
     return model, plan
 
@@ -126,29 +144,55 @@ def finetuning(task):
     )
 
 
-def quantize(task, name, model, teacher, split):
-    """Quantization-aware training of a float network; returns its int8 variant, `int8-qat` behind its name."""
-    from tfcompress import quantization_aware_training
-    from tfcompress.training import TrainingConfig
+def quantize(task, name, model, teacher, split, training=None, preserve_sparsity=False):
+    """Quantization-aware training of a float network; returns its int8 variant, `int8-qat` behind its name.
 
-    training = TrainingConfig(
-        epochs=task.config.qat_epochs, learning_rate=0.005, crop_padding=4, flip=True, temperature=4.0, seed=task.seed
-    )
+    With `preserve_sparsity` the network is its teacher with zeros in it, which has the parameters and MACs.
+    """
+    from tfcompress import quantization_aware_training
+
+    training = training or quantizing(task)
     name = "int8-qat" if name == "float32" else f"{name}-int8-qat"
     with task.stage(name) as directory:
         quantized = quantization_aware_training(
-            model, *split.train, training, teacher=teacher, validation=split.validation, directory=directory
+            model,
+            *split.train,
+            training,
+            preserve_sparsity=preserve_sparsity,
+            teacher=teacher,
+            validation=split.validation,
+            directory=directory,
         )
-    return measure.export(task, name, quantized, model, "int8")
+    return measure.export(task, name, quantized, teacher if preserve_sparsity else model, "int8")
+
+
+def quantizing(task):
+    """The hyperparameters of every quantization-aware training."""
+    from tfcompress.training import TrainingConfig
+
+    return TrainingConfig(
+        epochs=task.config.qat_epochs, learning_rate=0.005, crop_padding=4, flip=True, temperature=4.0, seed=task.seed
+    )
 
 
 def _save_float16(model, path, notes):
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
     arrays = {f"{i:04d}": weights.astype("float16") for i, weights in enumerate(model.get_weights())}
-    with open(part, "wb") as file:
-        np.savez(file, notes=np.array(json.dumps(notes)), **arrays)
-    os.replace(part, path)
+    with replacing(path) as part:
+        np.savez(part, notes=np.array(json.dumps(notes)), **arrays)
+
+
+def _load(model, path):
+    """Copies the weights of a file into a network, or says that they are those of another one."""
+    from tfcompress.models import load_model
+
+    try:
+        if path.endswith(".npz"):
+            _load_float16(model, path)
+        else:
+            model.set_weights(load_model(path).get_weights())
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"{path} is no baseline of {model.name}: {error}") from error
 
 
 def _load_float16(model, path):

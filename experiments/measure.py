@@ -6,6 +6,9 @@ import json
 
 from experiments.runner import write_json
 
+# On test images that of the model and of the file, on held-out ones that of the file, and top-5 of the file.
+ACCURACIES = ("top1", "top1_tflite", "val_top1", "top5_tflite")
+
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
@@ -47,7 +50,7 @@ def export(task, name, model, network, precision, split=None, macs_cut_papers=No
     return Variant(name, model, profile(network), file, macs_cut_papers)
 
 
-def record(task, dataset, split, variants, select):
+def record(task, dataset, split, variants, select, top5=False):
     """Measures every file on held-out and test images and writes the record, with the int8 files beside it.
 
     A file that was measured before is not evaluated again.
@@ -55,9 +58,10 @@ def record(task, dataset, split, variants, select):
     Args:
         task: the `Run`.
         dataset: name of the data set.
-        split: its `Split`.
+        split: its `Split`; None for networks that know nothing, of which sizes and latencies are all that counts.
         variants: list of `Variant`; the first is the float baseline.
         select: function of the rows that returns the one chosen on held-out images, or None.
+        top5: whether a test image also counts where its class is among the first five.
 
     Returns:
         The selected row, or None.
@@ -66,7 +70,7 @@ def record(task, dataset, split, variants, select):
 
     print("\n== measure", flush=True)
     latencies = benchmark_interleaved([variant.file.path for variant in variants])
-    rows = [_row(variant, latency.median, split) for variant, latency in zip(variants, latencies)]
+    rows = [_row(variant, latency.median, split, top5) for variant, latency in zip(variants, latencies)]
     selected = select(rows)
     for i, (row, variant) in enumerate(zip(rows, variants)):
         # The first seed's files are enough to look at; a float file is for nobody's phone.
@@ -103,16 +107,13 @@ def write(task, dataset, rows):
     print(f"written: {write_record(record, task.result_directory)}")
 
 
-def _row(variant, latency_ms, split):
+def _row(variant, latency_ms, split, top5):
     from tfcompress import sparsity_of
     from tfcompress.reporting import Row
 
-    top1, top1_tflite, val_top1 = _accuracies(variant, split)
+    accuracies = dict(zip(ACCURACIES, _accuracies(variant, split, top5))) if split else {"top1_tflite": None}
     return Row(
         variant=variant.name,
-        top1=top1,
-        top1_tflite=top1_tflite,
-        val_top1=val_top1,
         params=variant.profile.params,
         macs=variant.profile.macs,
         sparsity=sparsity_of(variant.model),
@@ -120,11 +121,12 @@ def _row(variant, latency_ms, split):
         gzip_bytes=variant.file.gzip_bytes,
         latency_ms=latency_ms,
         macs_cut_papers=variant.macs_cut_papers,
+        **accuracies,
     )
 
 
-def _accuracies(variant, split):
-    """Test accuracy of the model and of the file, and held-out accuracy of the file; kept beside the file."""
+def _accuracies(variant, split, top5):
+    """The numbers of `ACCURACIES`, the last one only with `top5`; kept beside the file."""
     from tfcompress import evaluate_tflite
     from tfcompress.training import accuracy
 
@@ -139,6 +141,8 @@ def _accuracies(variant, split):
         evaluate_tflite(variant.file.path, *split.test),
         evaluate_tflite(variant.file.path, *split.validation),
     ]
+    if top5:
+        accuracies.append(evaluate_tflite(variant.file.path, *split.test, k=5))
     print(f"   {variant.name}: {accuracies[1]:.2%} (held-out {accuracies[2]:.2%})", flush=True)
     write_json(kept, {"sha256": digest, "accuracies": accuracies})
     return accuracies

@@ -26,6 +26,8 @@ PUBLISHED = {
         4_231_976,
         568_740_352,
     ),
+    "mobilenet-2x2": (mobilenet, {}, 3_217_226, 46_354_432),
+    "mobilenet-4x4": (mobilenet, {"block2_strides": 1}, 3_217_226, 175_556_608),
 }
 PARAMS_OF_100_CLASSES = {
     ("A", 20): 275_572,

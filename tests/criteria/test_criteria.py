@@ -92,6 +92,15 @@ def test_diversity_drops_the_smaller_of_two_parallel_filters():
     assert set(range(5)) - set(criteria.Diversity().keep(w, 4)) == {0}
 
 
+def test_diversity_drops_filters_without_weights_first():
+    """Their direction says nothing: similar to no other, they would stay longest."""
+    w = filters()
+    w[[3, 11]] *= 1e-5
+    order, similarity = eliminate(w)
+    assert set(order[:2]) == {3, 11}
+    np.testing.assert_array_equal(similarity[:2], 1)
+
+
 def test_diversity_threshold_leaves_no_pair_above_it():
     w = filters()
     criterion = criteria.Diversity(threshold=0.2)

@@ -8,7 +8,14 @@ import json
 import numpy as np
 import pytest
 
-from tfcompress.reporting import Record, Row, write_filter_norms, write_record, write_weight_histograms
+from tfcompress.reporting import (
+    Record,
+    Row,
+    write_filter_norms,
+    write_record,
+    write_similarities,
+    write_weight_histograms,
+)
 from tfcompress.reporting.__main__ import main
 from tfcompress.reporting.published import published_points
 from tfcompress.reporting.summary import METRICS
@@ -110,6 +117,7 @@ def test_written_twice_the_same(results):
     assert digests() == first
     assert {"README.md", "results.csv", "comparison.csv", "full-accuracy-bytes.png"} <= set(first)
     assert {"full-sparsity-accuracy.png", "full-weights.png"} <= set(first)
+    assert "full-routes.png" not in first  # no narrower networks
     assert "](lenet/full-accuracy-bytes.png)" in (results / "README.md").read_text()
 
 
@@ -132,6 +140,54 @@ def test_plots_of_pruned_networks(tmp_path):
     text = write_tables(tmp_path)
     # Among float variants only: the one at least 62 % smaller with the better held-out accuracy.
     assert "| Zhang et al. 2022 | l2-macs62-every | drop (pt) | 0.14 | ≤ 0.14 | 0.50 | worse, target missed |" in text
+
+
+def test_plots_of_parameters_cut_and_similar_filters(tmp_path, rng):
+    rows = (
+        Row("float32", 0.935, 14991946, 313463808, 0.0, 59900000, 55600000, val_top1=0.93),
+        Row("diversity-a", 0.934, 3200000, 169000000, 0.0, 12800000, 11900000, val_top1=0.93),
+        Row("diversity-b", 0.931, 1390000, 94000000, 0.0, 5600000, 5100000, val_top1=0.925),
+    )
+    folder = _write(_record(rows=rows, experiment="vgg16-cifar10", dataset="cifar10"), tmp_path)
+    before = np.corrcoef(rng.normal(size=(100, 27)))
+    write_similarities({"diversity-b, conv1": {"kept": 40, "before": before, "after": before[:40, :40]}}, folder)
+    (stored,) = json.loads((folder / "similarities.json").read_text()).values()
+    assert (len(stored["before"]), len(stored["after"]), stored["filters"]) == (64, 40, 100)
+    assert stored["kept_shown"] == pytest.approx(0.4 * 64, abs=1)
+    main(["plots", f"--results={tmp_path}"])
+    names = ("accuracy-bytes", "macs-accuracy", "params-accuracy", "similarities")
+    assert {path.stem for path in tmp_path.rglob("*.png")} == {f"full-{name}" for name in names}
+    text = write_tables(tmp_path)
+    assert "| Chen 2018 1 pt | diversity-b | drop (pt) | 1.00 | ≤ 0.50 | 0.40 | as published or better, target" in text
+
+
+def test_both_routes_beside_each_other(tmp_path):
+    rows = (
+        Row("float32", 0.93, 3217226, 46354432, 0.0, 12880000, 11900000, val_top1=0.93, latency_ms=4.0),
+        Row("int8-qat", 0.928, 3217226, 46354432, 0.0, 3400000, 2900000, val_top1=0.93, latency_ms=2.0),
+        Row("sparse50-int8-qat", 0.926, 3217226, 46354432, 0.5, 3400000, 2000000, val_top1=0.93, latency_ms=2.0),
+        Row("l2-params72-int8-qat", 0.924, 900800, 13000000, 0.0, 1000000, 900000, val_top1=0.92, latency_ms=0.8),
+    )
+    _write(_record(rows=rows, experiment="mobilenet", dataset="cifar10"), tmp_path)
+    main(["plots", f"--results={tmp_path}"])
+    assert (tmp_path / "mobilenet" / "full-routes.png").exists()
+    text = write_tables(tmp_path)
+    small = "| Smaller and faster | l2-params72-int8-qat |"
+    assert f"{small} times faster than int8 |  | ≥ 2.00 | 2.50 | target reached |" in text
+    assert f"{small} .tflite cut (%) |  | ≥ 92.0 | 92.2 | target reached |" in text
+
+
+def test_sizes_without_accuracy(tmp_path):
+    rows = (
+        Row("float32", None, 4231976, 568740352, 0.0, 16900000, 15600000, latency_ms=20.0),
+        Row("sparse50-int8-qat", None, 4231976, 568740352, 0.5, 4300000, 2900000, latency_ms=9.0),
+    )
+    _write(_record(rows=rows, experiment="mobilenet-sizes", dataset="none"), tmp_path)
+    main(["plots", f"--results={tmp_path}"])
+    assert not list(tmp_path.rglob("*.png"))
+    text = write_tables(tmp_path)
+    assert "top-1" not in text.split("profile full.")[-1].split("| point")[0]
+    assert "| Sun & Ye 2020 | sparse50-int8-qat | gzip -9 (B) | 3,100,000 | ≤ 3,100,000 | 2,900,000 |" in text
 
 
 def test_smoke_and_other_data_never_mix(results):
@@ -163,7 +219,8 @@ def test_no_records(tmp_path, capsys):
 
 def test_published_numbers_have_sources():
     points = published_points()
-    assert {"lenet", "mobilenet", "resnet110", "vgg16", "vgg16-cifar100"} <= {point.experiment for point in points}
+    experiments = {point.experiment for point in points}
+    assert {"lenet", "mobilenet", "resnet110", "vgg16-cifar10", "vgg16-cifar100"} <= experiments
     for point in points:
         assert all(figure.metric in METRICS and (figure.published is None or figure.source) for figure in point.figures)
 

@@ -4,6 +4,8 @@ import numpy as np
 
 from tfcompress.criteria.base import Criterion
 
+DEAD = 1e-3  # of the layer's mean norm: below, a filter is a leftover of weight decay whose direction says nothing
+
 
 class Diversity(Criterion):
     """Repeatedly drops one of the two most similar filters of a layer, until few enough are left.
@@ -43,23 +45,40 @@ class Diversity(Criterion):
         return len(filters) - int(np.count_nonzero(similarity >= self.threshold))
 
 
-def eliminate(filters):
+def cosine_similarities(filters):
+    """Cosines between filters: (N, d) to (N, N)."""
+    filters = np.asarray(filters, "float64")
+    unit = filters / np.maximum(np.linalg.norm(filters, axis=1, keepdims=True), 1e-12)
+    return unit @ unit.T
+
+
+def eliminate(filters, cosine=None):
     """The order in which filters go, and the similarity of the pair each time: two arrays (N - 1,).
 
-    The similarities never rise, as the largest is taken each time.
+    The similarities never rise, as the largest is taken each time. A filter without weights is a multiple of any other:
+    its similarity counts as 1, and it goes first.
+
+    Args:
+        filters: (N, d).
+        cosine: their `cosine_similarities`, where they are known.
     """
     filters = np.asarray(filters, "float64")
-    magnitude = np.abs(filters).sum(axis=1)
-    unit = filters / np.maximum(np.linalg.norm(filters, axis=1, keepdims=True), 1e-12)
-    cosine = unit @ unit.T
+    cosine = cosine_similarities(filters) if cosine is None else cosine.copy()
+    magnitude, norm = np.abs(filters).sum(axis=1), np.linalg.norm(filters, axis=1)
+    dead = norm <= DEAD * norm.mean()
+    cosine[dead] = cosine[:, dead] = 1
     np.fill_diagonal(cosine, 0)
     edge_sum = cosine.sum(axis=1)
     live = cosine.copy()
     np.fill_diagonal(live, -np.inf)
+    # The maximum of each row is kept, as only a few rows lose theirs when a filter goes.
+    nearest = live.argmax(axis=1)
+    largest = live.max(axis=1)
     order, similarity = [], []
     for _ in range(len(filters) - 1):
-        i, j = divmod(int(live.argmax()), len(filters))
-        similarity.append(live[i, j])
+        i = int(largest.argmax())
+        j = int(nearest[i])
+        similarity.append(largest[i])
         if np.isclose(edge_sum[i], edge_sum[j], rtol=0, atol=1e-6):  # what float32 weights resolve
             gone = i if magnitude[i] < magnitude[j] else j
         else:
@@ -67,4 +86,8 @@ def eliminate(filters):
         order.append(gone)
         edge_sum -= cosine[:, gone]
         live[gone] = live[:, gone] = -np.inf
+        stale = np.flatnonzero(nearest == gone)
+        nearest[stale] = live[stale].argmax(axis=1)
+        largest[stale] = live[stale, nearest[stale]]
+        largest[gone] = -np.inf
     return np.array(order, int), np.array(similarity)

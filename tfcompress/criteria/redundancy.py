@@ -3,6 +3,7 @@
 import numpy as np
 
 from tfcompress.criteria.base import Criterion
+from tfcompress.criteria.diversity import cosine_similarities
 
 
 class Redundancy(Criterion):
@@ -21,13 +22,13 @@ class Redundancy(Criterion):
         self.threshold = threshold
 
     def keep(self, filters, count):
-        similarity = _cosine(filters)
+        similarity = cosine_similarities(filters)
         labels = _cluster(similarity, n_clusters=count)
         clusters = [np.flatnonzero(labels == label) for label in range(count)]
         return np.sort([c[np.argmax(similarity[np.ix_(c, c)].sum(axis=1))] for c in clusters])
 
     def count(self, filters):
-        labels = _cluster(_cosine(filters), n_clusters=None, distance_threshold=1 - self.threshold)
+        labels = _cluster(cosine_similarities(filters), n_clusters=None, distance_threshold=1 - self.threshold)
         return int(labels.max()) + 1
 
 
@@ -38,9 +39,3 @@ def _cluster(similarity, **until):
         return np.zeros(1, int)
     clustering = AgglomerativeClustering(metric="precomputed", linkage="average", **until)
     return clustering.fit_predict(np.maximum(1 - similarity, 0))
-
-
-def _cosine(filters):
-    filters = np.asarray(filters, "float64")
-    unit = filters / np.maximum(np.linalg.norm(filters, axis=1, keepdims=True), 1e-12)
-    return unit @ unit.T

@@ -6,7 +6,7 @@ from keras import layers
 _BLOCKS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1))
 
 
-def mobilenet(input_shape=(32, 32, 3), alpha=1.0, classes=10, stem_strides=1):
+def mobilenet(input_shape=(32, 32, 3), alpha=1.0, classes=10, stem_strides=1, block2_strides=2, rescaling=False):
     """Builds MobileNet v1: a 3x3 convolution and 13 depthwise separable blocks.
 
     With `input_shape=(224, 224, 3), classes=1000, stem_strides=2`, the network of the paper: 4,231,976 parameters
@@ -18,17 +18,21 @@ def mobilenet(input_shape=(32, 32, 3), alpha=1.0, classes=10, stem_strides=1):
         classes: number of classes.
         stem_strides: strides of the first convolution: 2 in the paper; 1 leaves a 32x32 image 2x2 positions
             at the end instead of one.
+        block2_strides: strides of the second block: 2 in the paper; 1 as well leaves a 32x32 image 4x4 positions.
+        rescaling: whether the network itself maps its pixels to [-1, 1], as the weights of
+            `keras.applications.MobileNet` expect.
 
     Returns:
         A `keras.Model` that maps `(batch, *input_shape)` to `(batch, classes)` logits.
     """
     inputs = keras.Input(input_shape, name="image")
+    x = layers.Rescaling(2.0, -1.0, name="rescaling")(inputs) if rescaling else inputs
     x = layers.Conv2D(
         int(32 * alpha), 3, stem_strides, "same", use_bias=False, kernel_initializer="he_normal", name="conv1"
-    )(inputs)
+    )(x)
     x = _bn_relu6(x, "conv1")
     for block, (width, strides) in enumerate(_BLOCKS, start=1):
-        x = _separable_block(x, int(width * alpha), strides, f"block{block}")
+        x = _separable_block(x, int(width * alpha), block2_strides if block == 2 else strides, f"block{block}")
     x = layers.GlobalAveragePooling2D(name="pool")(x)
     outputs = layers.Dense(classes, name="logits")(x)
     return keras.Model(inputs, outputs, name="mobilenet")

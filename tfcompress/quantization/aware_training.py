@@ -5,6 +5,7 @@ import contextlib
 import numpy as np
 
 from tfcompress.keras2 import tfmot, to_tf_keras
+from tfcompress.quantization.equalize import equalize_depthwise
 from tfcompress.quantization.scheme import CUSTOM_OBJECTS, Scheme, check_supported
 
 _CALIBRATION_IMAGES = 1024
@@ -24,8 +25,8 @@ def quantization_aware_training(
 ):
     """Trains a network with the rounding of int8 arithmetic in its forward pass (Jacob et al. 2018).
 
-    Weights become int8 (symmetric, one scale per filter of a convolution), activations int8 with ranges that start
-    from up to 1,024 training images and follow a moving average.
+    Weights become int8 (symmetric, one scale per filter of a convolution; of depthwise ones see `equalize_depthwise`),
+    activations int8 with ranges that start from up to 1,024 training images and follow a moving average.
 
     Args:
         model: a Keras 3 or tf_keras model, trained. It is not changed.
@@ -74,6 +75,7 @@ def quantize_wrap(model, *, preserve_sparsity=False, input_range=(0.0, 1.0)):
     """
     legacy = to_tf_keras(model)
     check_supported(legacy)
+    legacy = equalize_depthwise(legacy)
     with tfmot.quantization.keras.quantize_scope(CUSTOM_OBJECTS):
         annotated = tfmot.quantization.keras.quantize_annotate_model(legacy)
         wrapped = tfmot.quantization.keras.quantize_apply(annotated, Scheme(preserve_sparsity))

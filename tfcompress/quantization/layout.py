@@ -54,7 +54,7 @@ def is_scaling(layer):
 def unfolded_batch_norms(model):
     """The names of the BatchNorms that do not follow a linear convolution or dense layer read by them alone."""
     norms = [layer for layer in model.layers if isinstance(layer, tf_keras.layers.BatchNormalization)]
-    return [norm.name for norm in norms if _folding_producer(norm, model) is None]
+    return [norm.name for norm in norms if folding_producer(norm, model) is None]
 
 
 def folded_into_dense(model):
@@ -62,13 +62,13 @@ def folded_into_dense(model):
     names = []
     for layer in model.layers:
         if isinstance(layer, tf_keras.layers.BatchNormalization):
-            producer = _folding_producer(layer, model)
+            producer = folding_producer(layer, model)
             if isinstance(producer, tf_keras.layers.Dense):
                 names += [producer.name, layer.name]
     return names
 
 
-def _folding_producer(norm, model):
+def folding_producer(norm, model):
     """The layer in front of a BatchNorm, if the BatchNorm can become part of it."""
     producer = norm.inbound_nodes[0].inbound_layers
     folds = (

@@ -7,6 +7,7 @@ from tfcompress.reporting.records import (
     read_records,
     write_filter_norms,
     write_record,
+    write_similarities,
     write_weight_histograms,
 )
 
@@ -17,5 +18,6 @@ __all__ = [
     "read_records",
     "write_filter_norms",
     "write_record",
+    "write_similarities",
     "write_weight_histograms",
 ]

@@ -1,22 +1,26 @@
-"""Plots: accuracy against bytes, MACs and sparsity; weights, filter norms and channels before and after."""
+"""Plots: accuracy against bytes, MACs and sparsity; weights, filters and channels before and after."""
 
+import dataclasses
 import json
-import os
 import pathlib
 
+from tfcompress.files import replacing
 from tfcompress.reporting.published import published_points
-from tfcompress.reporting.records import FILTER_NORMS, HISTOGRAMS, read_records
-from tfcompress.reporting.summary import BASELINE, summarize
+from tfcompress.reporting.records import FILTER_NORMS, HISTOGRAMS, SIMILARITIES, read_records
+from tfcompress.reporting.summary import BASELINE, METRICS, summarize
 
 SIZES = {"tflite_bytes": ("o", "raw"), "gzip_bytes": ("s", "gzip -9")}
+ROUTES = {"unpruned": "D", "sparse": "o", "narrower": "s"}
 
 
 def write_plots(results):
     """Draws `<results>/<experiment>/<profile>-*.png` of every experiment of profile quick or full.
 
     `accuracy-bytes`: both sizes of every variant, log scale, with the published points. `sparsity-accuracy` and
-    `macs-accuracy`: where variants differ in sparsity or MACs. `weights`, `norms` and `channels`: where weight
-    histograms, filter norms and pruning plans lie beside the record of the first seed.
+    `macs-accuracy`: where variants differ in sparsity or MACs. `params-accuracy`: where a published point cuts
+    parameters. `routes`: raw bytes and latency, where some variants are sparse and others narrower. None of these
+    without accuracies. `weights`, `norms`, `similarities` and `channels`: where weight histograms, norms and
+    similarities of filters, and pruning plans lie beside the record of the first seed.
 
     Args:
         results: folder of the records.
@@ -34,15 +38,10 @@ def write_plots(results):
     paths = []
     for summary in summaries:
         folder = results / summary.experiment
-        paths.append(_save(_accuracy_against_bytes(summary), folder / f"{summary.profile}-accuracy-bytes.png"))
-        if len({round(spreads["sparsity"].mean, 3) for spreads in summary.variants.values()}) > 2:
-            paths.append(
-                _save(_sparsity_against_accuracy(summary), folder / f"{summary.profile}-sparsity-accuracy.png")
-            )
-        if len({spreads["macs"].mean for spreads in summary.variants.values()}) > 2:
-            paths.append(_save(_accuracy_against_macs(summary), folder / f"{summary.profile}-macs-accuracy.png"))
+        for name, figure in _accuracies(summary):
+            paths.append(_save(figure, folder / f"{summary.profile}-{name}.png"))
         first_seed = folder / f"{summary.profile}-seed{summary.seeds[0]}"
-        for name, draw in ((HISTOGRAMS, _weights), (FILTER_NORMS, _norms)):
+        for name, draw in ((HISTOGRAMS, _weights), (FILTER_NORMS, _norms), (SIMILARITIES, _similarities)):
             if (first_seed / name).exists():
                 figure = draw(summary, json.loads((first_seed / name).read_text()))
                 paths.append(_save(figure, folder / f"{summary.profile}-{draw.__name__[1:]}.png"))
@@ -50,6 +49,22 @@ def write_plots(results):
         if plans:
             paths.append(_save(_channels(summary, plans), folder / f"{summary.profile}-channels.png"))
     return paths
+
+
+def _accuracies(summary):
+    """(name, figure) of every plot of accuracies that has something to show."""
+    variants = summary.variants.values()
+    if not all("top1_tflite" in spreads for spreads in variants):
+        return
+    yield "accuracy-bytes", _accuracy_against_bytes(summary)
+    if len({round(spreads["sparsity"].mean, 3) for spreads in variants}) > 2:
+        yield "sparsity-accuracy", _sparsity_against_accuracy(summary)
+    if len({spreads["macs"].mean for spreads in variants}) > 2:
+        yield "macs-accuracy", _accuracy_against_cut(summary, "macs_cut")
+    if any(figure.metric == "params_cut" for point in _published(summary) for figure in point.figures):
+        yield "params-accuracy", _accuracy_against_cut(summary, "params_cut")
+    if set(ROUTES) <= set(map(_route, variants)) and all("latency_ms" in spreads for spreads in variants):
+        yield "routes", _routes(summary)
 
 
 def _accuracy_against_bytes(summary):
@@ -71,28 +86,53 @@ def _sparsity_against_accuracy(summary):
     return figure
 
 
-def _accuracy_against_macs(summary):
+def _accuracy_against_cut(summary, metric):
     """Ours at the real cut and, hollow, at the cut as papers count it; published points as they count it."""
-    figure, axes = _figure(summary, "MACs cut (%)", "top-1 of the file (%)")
+    figure, axes = _figure(summary, f"{METRICS[metric].label} (%)", "top-1 of the file (%)")
+    papers = f"{metric}_papers"
     baseline = summary.variants[BASELINE]["top1_tflite"].mean
     axes.axhline(baseline, color="grey", linewidth=0.8, linestyle=":", label="unpruned float")
     for i, (variant, spreads) in enumerate(summary.variants.items()):
-        if "macs_cut" not in spreads or spreads["macs_cut"].mean == 0:
+        if metric not in spreads or spreads[metric].mean == 0:
             continue
         height, color = spreads["top1_tflite"], f"C{i % 10}"
-        axes.errorbar(spreads["macs_cut"].mean, height.mean, height.deviation or 0, fmt="o", color=color, label=variant)
-        if "macs_cut_papers" in spreads:
-            axes.plot(spreads["macs_cut_papers"].mean, height.mean, "o", color=color, fillstyle="none")
-    for point in published_points():
+        axes.errorbar(spreads[metric].mean, height.mean, height.deviation or 0, fmt="o", color=color, label=variant)
+        if papers in spreads:
+            axes.plot(spreads[papers].mean, height.mean, "o", color=color, fillstyle="none")
+    for point in _published(summary):
         values = {figure.metric: figure.published for figure in point.figures if figure.published is not None}
-        cut = values.get("macs_cut_papers", values.get("macs_cut"))
-        if (point.experiment, point.dataset) == (summary.experiment, summary.dataset) and cut and "drop" in values:
+        cut = values.get(papers, values.get(metric))
+        if cut and "drop" in values:
             axes.plot(cut, baseline - values["drop"], "*", markersize=12, label=f"{point.name} (published drop)")
-    axes.legend(
-        fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5), title="hollow: as papers count", title_fontsize=7
-    )
+    title = "hollow: as papers count" if papers in METRICS else None
+    axes.legend(fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5), title=title, title_fontsize=7)
     figure.set_size_inches(10, 4.5)
     return figure
+
+
+def _routes(summary):
+    """Sparse and narrower networks side by side: both get smaller, and which get faster?"""
+    import matplotlib.figure
+
+    figure = matplotlib.figure.Figure((12, 4.8), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, (metric, label) in zip(panels, (("tflite_bytes", "raw bytes"), ("latency_ms", "latency (ms)"))):
+        _describe(axes, summary, label, "top-1 of the file (%)")
+        for route, marker in ROUTES.items():
+            chosen = {name: spreads for name, spreads in summary.variants.items() if _route(spreads) == route}
+            _points(axes, dataclasses.replace(summary, variants=chosen), metric, route, marker)
+        _name_points(axes, summary, metric)
+        axes.set_xscale("log")
+    for name, size, accuracy in _published_sizes(summary):
+        panels[0].plot(size, accuracy, "*", markersize=12, label=name)
+    panels[0].legend(fontsize=8)
+    return figure
+
+
+def _route(spreads):
+    if "params_cut" in spreads and spreads["params_cut"].mean >= 5:
+        return "narrower"
+    return "sparse" if spreads["sparsity"].mean >= 5 else "unpruned"
 
 
 def _norms(summary, norms):
@@ -110,6 +150,26 @@ def _norms(summary, norms):
         axes.set_title(title, fontsize=9)
         axes.set_xlabel("norm / mean of the layer")
     axes.legend(fontsize=7)
+    return figure
+
+
+def _similarities(summary, layers):
+    """Cosines between the filters of layers: all of them, those that stay first, and those that stay, fine-tuned."""
+    import matplotlib.figure
+
+    figure = matplotlib.figure.Figure((3.4 * len(layers) + 0.8, 6.6), layout="constrained")
+    figure.suptitle(f"{summary.experiment}, {summary.profile}: cosine similarity of filters before and after")
+    panels = figure.subplots(2, len(layers), squeeze=False)
+    for column, (title, layer) in zip(panels.T, layers.items()):
+        for axes, name, filters in zip(column, ("before", "after"), (layer["filters"], layer["kept"])):
+            picture = axes.imshow(layer[name], cmap="RdBu_r", vmin=-100, vmax=100)
+            shown = f"{len(layer[name])} of {filters}" if len(layer[name]) < filters else str(filters)
+            axes.set_title(f"{title}\n{name}: {shown} filters", fontsize=8)
+            axes.set(xticks=[], yticks=[])
+        boundary = layer["kept_shown"] - 0.5
+        column[0].axhline(boundary, color="black", linewidth=0.8)
+        column[0].axvline(boundary, color="black", linewidth=0.8)
+    figure.colorbar(picture, ax=panels, label="cosine (%)", shrink=0.6)
     return figure
 
 
@@ -154,11 +214,15 @@ def _figure(summary, x_label, y_label):
 
     figure = matplotlib.figure.Figure((7, 4.5), layout="constrained")
     axes = figure.add_subplot()
+    _describe(axes, summary, x_label, y_label)
+    return figure, axes
+
+
+def _describe(axes, summary, x_label, y_label):
     axes.set(
         title=f"{summary.experiment} ({summary.dataset}), profile {summary.profile}", xlabel=x_label, ylabel=y_label
     )
     axes.grid(alpha=0.3)
-    return figure, axes
 
 
 def _points(axes, summary, metric, label, marker):
@@ -182,9 +246,7 @@ def _name_points(axes, summary, metric):
 def _published_sizes(summary):
     """(label, bytes, top-1 in %) of published points; a drop is drawn from our float accuracy."""
     baseline = summary.variants.get(BASELINE, {}).get("top1_tflite")
-    for point in published_points():
-        if (point.experiment, point.dataset) != (summary.experiment, summary.dataset):
-            continue
+    for point in _published(summary):
         values = {figure.metric: figure.published for figure in point.figures if figure.published is not None}
         size = values.get("gzip_bytes", values.get("tflite_bytes"))
         accuracy = values.get("top1_tflite")
@@ -196,9 +258,14 @@ def _published_sizes(summary):
             yield f"{point.name} (published)", size, accuracy
 
 
+def _published(summary):
+    """The published points of an experiment and data set."""
+    key = (summary.experiment, summary.dataset)
+    return [point for point in published_points() if (point.experiment, point.dataset) == key]
+
+
 def _save(figure, path):
-    part = path.with_name(path.name + ".part")
-    # Without the Software entry a newer matplotlib does not change every file.
-    figure.savefig(part, format="png", dpi=120, metadata={"Software": None})
-    os.replace(part, path)
+    with replacing(path) as part:
+        # Without the Software entry a newer matplotlib does not change every file.
+        figure.savefig(part, format="png", dpi=120, metadata={"Software": None})
     return path

@@ -10,11 +10,14 @@ import platform
 
 import numpy as np
 
+from tfcompress.files import write_text
+
 PROFILES = ("smoke", "quick", "full")
 PACKAGES = ("keras", "tensorflow", "tf_keras", "tensorflow-model-optimization", "ai-edge-litert", "numpy")
-FRACTIONS = ("top1", "top1_tflite", "val_top1", "sparsity", "macs_cut_papers")
+FRACTIONS = ("top1", "top1_tflite", "val_top1", "top5_tflite", "sparsity", "macs_cut_papers")
 HISTOGRAMS = "weight_histograms.json"
 FILTER_NORMS = "filter_norms.json"
+SIMILARITIES = "similarities.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Row:
     Attributes:
         variant: its name; the unpruned float file is `float32`, its QAT int8 file `int8-qat`.
         top1: test accuracy of the Keras model in [0, 1], or None.
-        top1_tflite: test accuracy of the file by LiteRT in [0, 1].
+        top1_tflite: test accuracy of the file by LiteRT in [0, 1], or None where only sizes and latency are measured.
         val_top1: accuracy on held-out training images in [0, 1], on which choices are made; or None.
         selected: whether it was chosen on validation images among others of its kind.
         params: number of parameters.
@@ -35,10 +38,11 @@ class Row:
         gzip_bytes: its size after gzip -9.
         latency_ms: median of one inference on one thread, or None.
         macs_cut_papers: fraction of MACs removed as papers count them where they count differently, or None.
+        top5_tflite: as top1_tflite, with the class among the first five, or None.
     """
 
     variant: str
-    top1_tflite: float
+    top1_tflite: float | None
     params: int
     macs: int
     sparsity: float
@@ -50,6 +54,7 @@ class Row:
     tflite: str | None = None
     latency_ms: float | None = None
     macs_cut_papers: float | None = None
+    top5_tflite: float | None = None
 
     def __post_init__(self):
         for name in FRACTIONS:
@@ -202,6 +207,38 @@ def write_filter_norms(norms, folder):
     return path
 
 
+def write_similarities(matrices, folder, shown=64):
+    """Writes similarity matrices of filters beside a record, for the plots; of many filters, evenly chosen ones.
+
+    Args:
+        matrices: {title: {"kept": number of filters that are kept, "before": (N, N) cosines in which these come first,
+            "after": (kept, kept) cosines}}.
+        folder: the record's folder.
+        shown: at most so many rows of each matrix are written.
+
+    Returns:
+        The path written: {title: {"kept", "filters": N, "kept_shown": rows of "before" that are kept, "before" and
+        "after": lists of lists of percent}}.
+    """
+    stored = {}
+    for title, layer in matrices.items():
+        filters = len(layer["before"])
+        rows = {name: _evenly(len(layer[name]), shown) for name in ("before", "after")}
+        stored[title] = {
+            "kept": layer["kept"],
+            "filters": filters,
+            "kept_shown": int(np.count_nonzero(rows["before"] < layer["kept"])),
+            **{name: np.rint(100 * layer[name][np.ix_(i, i)]).astype(int).tolist() for name, i in rows.items()},
+        }
+    path = pathlib.Path(folder) / SIMILARITIES
+    _write_json(stored, path, indent=None)
+    return path
+
+
+def _evenly(count, shown):
+    return np.arange(count) if count <= shown else np.linspace(0, count - 1, shown).round().astype(int)
+
+
 def _check_place(record, path):
     expected = (record.experiment, f"{record.profile}-seed{record.seed}")
     if path.absolute().parts[-3:-1] != expected:
@@ -215,9 +252,7 @@ def _check_place(record, path):
 def _write_json(value, path, indent=1):
     text = json.dumps(value, indent=indent, allow_nan=False) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(text)
-    os.replace(part, path)
+    write_text(path, text)
 
 
 def _cpu():

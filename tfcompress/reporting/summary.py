@@ -4,6 +4,7 @@ import dataclasses
 import statistics
 
 BASELINE = "float32"
+INT8 = "int8-qat"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Metric:
 METRICS = {
     "top1": Metric("top-1, Keras", "%", 2, True),
     "top1_tflite": Metric("top-1, file", "%", 2, True),
+    "top5_tflite": Metric("top-5, file", "%", 2, True),
     "val_top1": Metric("top-1, validation", "%", 2, True),
     "drop": Metric("drop", "pt", 2, False),
     "sparsity": Metric("sparsity", "%", 1, True),
@@ -35,11 +37,13 @@ METRICS = {
     "macs_cut": Metric("MACs cut", "%", 1, True),
     "macs_cut_papers": Metric("MACs cut as papers count", "%", 1, True),
     "tflite_bytes": Metric(".tflite", "B", 0, False),
+    "tflite_cut": Metric(".tflite cut", "%", 1, True),
     "gzip_bytes": Metric("gzip -9", "B", 0, False),
     "gzip_cut": Metric("gzip cut", "%", 1, True),
     "latency_ms": Metric("latency", "ms", 3, False),
+    "speedup": Metric("times faster than int8", "", 2, True),
 }
-PERCENT = ("top1", "top1_tflite", "val_top1", "sparsity", "macs_cut_papers")
+PERCENT = ("top1", "top1_tflite", "top5_tflite", "val_top1", "sparsity", "macs_cut_papers")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,8 +85,8 @@ def summarize(records):
         records: list of `Record`.
 
     Returns:
-        List of `Summary` in the order of the records. Units are those of `METRICS`; `drop`, `gzip_cut`, `params_cut`
-        and `macs_cut` refer to the file `float32` of the same record.
+        List of `Summary` in the order of the records. Units are those of `METRICS`; `drop`, `tflite_cut`,
+        `gzip_cut`, `params_cut` and `macs_cut` refer to the file `float32` of the same record, `speedup` to `int8-qat`.
     """
     groups = {}
     for record in records:
@@ -93,9 +97,9 @@ def summarize(records):
 def _summary(key, records):
     values = {}
     for record in records:
-        baseline = next((row for row in record.rows if row.variant == BASELINE), None)
+        baseline, int8 = (next((r for r in record.rows if r.variant == name), None) for name in (BASELINE, INT8))
         for row in record.rows:
-            for metric, value in figures(row, baseline).items():
+            for metric, value in figures(row, baseline, int8).items():
                 values.setdefault(row.variant, {}).setdefault(metric, []).append(value)
     variants = {
         variant: {metric: _spread(seeds) for metric, seeds in metrics.items()} for variant, metrics in values.items()
@@ -104,15 +108,19 @@ def _summary(key, records):
     return Summary(*key, tuple(record.seed for record in records), variants, same_config)
 
 
-def figures(row, baseline):
+def figures(row, baseline, int8):
     """{metric: value} of one `Row`, in the units of `METRICS`; what is unknown is absent."""
     values = {name: getattr(row, name) for name in METRICS if getattr(row, name, None) is not None}
     values.update({name: 100 * values[name] for name in PERCENT if name in values})
     if baseline is not None and row is not baseline:
-        values["drop"] = 100 * (baseline.top1_tflite - row.top1_tflite)
+        if None not in (baseline.top1_tflite, row.top1_tflite):
+            values["drop"] = 100 * (baseline.top1_tflite - row.top1_tflite)
         values["params_cut"] = 100 * (1 - row.params / baseline.params)
         values["macs_cut"] = 100 * (1 - row.macs / baseline.macs)
+        values["tflite_cut"] = 100 * (1 - row.tflite_bytes / baseline.tflite_bytes)
         values["gzip_cut"] = 100 * (1 - row.gzip_bytes / baseline.tflite_bytes)
+    if int8 is not None and row is not int8 and row.latency_ms and int8.latency_ms:
+        values["speedup"] = int8.latency_ms / row.latency_ms
     return values
 
 

@@ -3,15 +3,16 @@
 import csv
 import fnmatch
 import io
-import os
 import pathlib
 
+from tfcompress.files import write_text
 from tfcompress.reporting.published import published_points
 from tfcompress.reporting.records import read_records
 from tfcompress.reporting.summary import METRICS, summarize
 
 SHOWN = (
     "top1_tflite",
+    "top5_tflite",
     "drop",
     "sparsity",
     "params_cut",
@@ -21,7 +22,7 @@ SHOWN = (
     "gzip_bytes",
     "latency_ms",
 )
-ACCURACY = ("top1", "top1_tflite", "drop")
+ACCURACY = ("top1", "top1_tflite", "top5_tflite", "drop")
 COMPARISON_NAMES = ["point", "our variant", "figure", "published", "to reach", "ours", "verdict"]
 SLACK = 1e-9
 HEADER = """# Results
@@ -60,9 +61,9 @@ def write_tables(results, readme=None):
     summaries.sort(key=lambda summary: (summary.experiment, summary.profile))
     comparisons = {id(summary): compare_with_published(summary) for summary in summaries}
     text = "\n".join([HEADER, *(_section(summary, comparisons[id(summary)], results) for summary in summaries)])
-    _write(results / "results.csv", _csv([row for summary in summaries for row in _result_rows(summary)]))
-    _write(results / "comparison.csv", _csv([row for summary in summaries for row in comparisons[id(summary)]]))
-    _write(results / "README.md", text)
+    write_text(results / "results.csv", _csv([row for summary in summaries for row in _result_rows(summary)]))
+    write_text(results / "comparison.csv", _csv([row for summary in summaries for row in comparisons[id(summary)]]))
+    write_text(results / "README.md", text)
     if readme:
         full = [comparisons[id(summary)] for summary in summaries if summary.profile == "full"]
         _fill_readme(pathlib.Path(readme), [row for rows in full for row in rows])
@@ -163,7 +164,7 @@ def _fill_readme(path, comparison):
     before, rest = text.split(start)
     rows = [[row["experiment"], *_comparison_cells(row)] for row in comparison]
     table = _markdown(["experiment", *COMPARISON_NAMES], rows) if rows else "No full run yet.\n"
-    _write(path, f"{before}{start}{table}{end}{rest.split(end)[1]}")
+    write_text(path, f"{before}{start}{table}{end}{rest.split(end)[1]}")
 
 
 def _is_telling(name, summary):
@@ -235,9 +236,3 @@ def _csv(rows):
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
-
-
-def _write(path, text):
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)

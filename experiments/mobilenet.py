@@ -1,0 +1,286 @@
+"""MobileNet v1: magnitude pruning, then quantization-aware training (Sun & Ye 2020), and channel pruning beside it.
+
+Paper: Computer Science 47(8):261-266, doi 10.11896/jsjkx.190700062: MobileNet from 16.9 M to 3.1 M, a drop of 3 pt.
+Reconstructed from the abstract: weights are pruned by magnitude with the ramp of Zhu & Gupta 2017, then trained with
+quantization (Jacob et al. 2018) that keeps the zeros. Beyond the paper: channels are removed, which makes the file
+itself small and fast. Both routes start from one float network, which also teaches them, and train equally long.
+
+    python -m experiments.mobilenet --profile=full --seed=0
+    python -m experiments.mobilenet --profile=full --setting=imagenet
+
+The first trains on CIFAR-10: --model=mobilenet without the first stride of the paper's network (46.4 M MACs), or
+mobilenet-4x4 without the first two (175.6 M). Without CIFAR-10 the same steps run on scikit-learn's digits.
+
+The second is the paper's network, 224x224 and 1,000 classes, with random weights and one epoch on random images: sizes
+and latencies only, as experiment "mobilenet-sizes". With --imagenet_weights (a file of `keras.applications.MobileNet`)
+and --imagenet_dir (folders train and validation, or one folder for each class, half of whose images then measure) the
+same command fine-tunes those weights and measures top-1 and top-5, as "mobilenet-imagenet". The images are held in
+memory, in training as floats: 150 and 600 KB each.
+
+A variant is sparse<percent>, or criterion-params<percent> or criterion-macs<percent> (l2-params72) for channels removed
+by a criterion of `tfcompress.criteria`. Every variant ends as an int8 file. How far each layer of it is from the float
+network, in dB, stands in signal_to_noise.csv beside the record.
+"""
+
+import dataclasses
+import re
+
+import numpy as np
+
+from experiments import filters, measure, runner
+from experiments.runner import Split, load_split, option
+
+# Strides removed from the paper's network.
+MODELS = {"mobilenet": {"stem_strides": 1}, "mobilenet-4x4": {"stem_strides": 1, "block2_strides": 1}}
+SPARSE = ("sparse30", "sparse50", "sparse70", "sparse80", "sparse90")
+# 81 % and 92 % less than the float file, raw, and beyond; with the ImageNet head, 3.1 MB.
+VARIANTS = {
+    "cifar10": (*SPARSE, "l2-params28", "l2-params50", "l2-params72", "l2-params85"),
+    "imagenet": (*SPARSE, "l2-params30"),
+}
+RANDOM_IMAGES = 48
+# A training on fewer leaves BatchNorm's moving statistics where they began, far from the network's.
+FEW_IMAGES = 20_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(filters.Training):
+    """Configuration whose variants are checked before anything runs."""
+
+    model: str = option("mobilenet", "mobilenet (the last of its images are 2x2) or mobilenet-4x4")
+    setting: str = option("cifar10", "cifar10, or imagenet: 224x224 pixels, see the module's help")
+    alpha: float = option(1.0, "width of the network")
+    round_to: int = option(8, "channels that are kept come in multiples of this")
+    imagenet_weights: str = option("", "file of weights of keras.applications.MobileNet")
+    imagenet_dir: str = option("", "folder of images, with one folder for each class")
+
+    def __post_init__(self):
+        if self.model not in MODELS:
+            raise ValueError(f"model must be one of {', '.join(MODELS)}. Received: {self.model!r}")
+        if self.setting not in VARIANTS:
+            raise ValueError(f"setting must be one of {', '.join(VARIANTS)}. Received: {self.setting!r}")
+        if bool(self.imagenet_weights) != bool(self.imagenet_dir):
+            raise ValueError("imagenet_weights and imagenet_dir are of use together only. Received: one of them")
+        if self.imagenet_dir and self.setting != "imagenet":
+            raise ValueError(f"imagenet_dir needs setting 'imagenet'. Received: {self.setting!r}")
+        for name in self.variants:
+            parse(name)
+
+
+def parse(name):
+    """Reads the name of a variant.
+
+    Args:
+        name: as in "sparse70" or "l2-params50".
+
+    Returns:
+        The criterion, None for sparsity, and a budget: {"sparsity", "params_reduction" or "macs_reduction": fraction}.
+
+    Raises:
+        ValueError: for one that is not written so, or an unknown criterion.
+    """
+    from tfcompress import criteria
+
+    match = re.fullmatch(r"sparse(\d\d)|(\w+)-(params|macs)(\d\d)", name)
+    if not match:
+        raise ValueError(
+            f"a variant is written sparse<percent>, criterion-params<percent> or criterion-macs<percent> "
+            f"(l2-params72). Received: {name!r}"
+        )
+    sparse, criterion, what, removed = match.groups()
+    if sparse:
+        return None, {"sparsity": int(sparse) / 100}
+    return criteria.get(criterion), {f"{what}_reduction": int(removed) / 100}
+
+
+PROFILES = {
+    "smoke": Config(
+        dataset="digits",
+        alpha=0.25,
+        train_images=256,
+        baseline_epochs=1,
+        finetune_epochs=1,
+        qat_epochs=1,
+        variants=("sparse50", "l2-params50"),
+    ),
+    "quick": Config(
+        train_images=10000,
+        baseline_epochs=12,
+        finetune_epochs=4,
+        qat_epochs=1,
+        variants=("sparse50", "sparse90", "l2-params72"),
+    ),
+    "full": Config(),
+}
+
+
+def run(task):
+    """Runs all stages; every one resumes where it was interrupted."""
+    if task.config.setting == "cifar10":
+        _run_cifar(task)
+    elif task.config.imagenet_dir:
+        _run_imagenet(task)
+    else:
+        _run_sizes(task)
+    task.close()
+
+
+def _run_cifar(task):
+    from tfcompress import recalibrate
+    from tfcompress.models import mobilenet
+
+    config = task.config
+    dataset, split = load_split(task, config.dataset, config.held_out, config.train_images, rgb=True)
+    task.experiment = config.model if dataset == "cifar10" else f"{config.model}-{dataset}"
+    classes = int(split.train[1].max()) + 1
+
+    def build():
+        return mobilenet(alpha=config.alpha, classes=classes, **MODELS[config.model])
+
+    unpruned = filters.baseline(task, build, split)
+    if config.baseline_epochs * len(split.train[0]) < FEW_IMAGES:
+        recalibrate(unpruned, split.train[0] / np.float32(255), batch_size=128)
+    measure.record(task, dataset, split, compress(task, unpruned, split), select)
+
+
+def _run_imagenet(task):
+    from tfcompress.datasets import load_user_data, split_validation
+
+    config, shape = task.config, (224, 224, 3)
+    task.experiment = "mobilenet-imagenet"
+    data = load_user_data(config.imagenet_dir, input_shape=shape, held_out=0.5)
+    count = min(config.held_out, len(data.train[0]) // 10)
+    train, validation = split_validation(*data.train, count)
+    split = Split(train, validation, data.test or data.validation)
+    network = pretrained(config.imagenet_weights, config.alpha, len(data.class_names))
+    measure.record(task, "imagenet", split, compress(task, network, split), select, top5=True)
+
+
+def _run_sizes(task):
+    """All that training has to do here is to bring the ranges and the zeros about."""
+    import keras
+
+    from tfcompress import recalibrate
+
+    task.experiment = "mobilenet-sizes"
+    task.config = dataclasses.replace(task.config, finetune_epochs=1, qat_epochs=1)
+    keras.utils.set_random_seed(task.seed)
+    rng = np.random.default_rng(task.seed)
+    images = rng.integers(0, 256, (RANDOM_IMAGES, 224, 224, 3), dtype=np.uint8), rng.integers(0, 1000, RANDOM_IMAGES)
+    network = _imagenet_network(task.config.alpha, 1000)
+    recalibrate(network, images[0] / np.float32(255), batch_size=16)
+    variants = compress(task, network, Split(images, None, None))
+    measure.record(task, "none", None, variants, lambda rows: None)
+
+
+def pretrained(path, alpha, classes):
+    """The paper's network with the weights of `keras.applications.MobileNet`; it takes pixels / 255, not [-1, 1].
+
+    Args:
+        path: file of weights, as `keras.applications.MobileNet(weights=path)` takes it.
+        alpha: width multiplier.
+        classes: number of classes of the weights.
+
+    Returns:
+        A Keras model that returns logits.
+    """
+    import keras
+
+    source = keras.applications.MobileNet((224, 224, 3), alpha, weights=path, classes=classes)
+    model = _imagenet_network(alpha, classes)
+    # The last layer is a 1x1 convolution there.
+    model.set_weights([w.reshape(v.shape) for w, v in zip(source.get_weights(), model.weights, strict=True)])
+    return model
+
+
+def _imagenet_network(alpha, classes):
+    from tfcompress.models import mobilenet
+
+    return mobilenet((224, 224, 3), alpha, classes, stem_strides=2, rescaling=True)
+
+
+def compress(task, unpruned, split):
+    """Exports the float network and its int8 files: after training, quantization-aware, and behind every variant.
+
+    Args:
+        task: the `Run`.
+        unpruned: the float network, which also teaches every other one.
+        split: the `Split`.
+
+    Returns:
+        List of `Variant`.
+    """
+    config = task.config
+    quantizing = _adapted(task, filters.quantizing(task))
+    variants = [
+        measure.export(task, "float32", unpruned, unpruned, "float32"),
+        measure.export(task, "int8-ptq", unpruned, unpruned, "int8", split),
+        filters.quantize(task, "float32", unpruned, unpruned, split, quantizing),
+    ]
+    sources = [unpruned, unpruned, unpruned]
+    for name in config.variants or VARIANTS[config.setting]:
+        criterion, budget = parse(name)
+        if criterion is None:
+            network = _sparsify(task, name, unpruned, split, **budget)
+        else:
+            training = _adapted(task, filters.finetuning(task))
+            network, _ = filters.prune_and_finetune(
+                task, name, unpruned, split, criterion, training=training, round_to=config.round_to, **budget
+            )
+        preserve = criterion is None
+        variants.append(filters.quantize(task, name, network, unpruned, split, quantizing, preserve))
+        sources.append(network)
+    if split.validation:
+        _write_signal_to_noise(task, variants[1:], sources[1:], split.validation[0][:64])
+    return variants
+
+
+def _sparsify(task, name, unpruned, split, sparsity):
+    from tfcompress import sparsify
+
+    # TF-MOT's networks are Keras 2, without bfloat16.
+    training = dataclasses.replace(_adapted(task, filters.finetuning(task)), precision="float32")
+    with task.stage(name) as directory:
+        return sparsify(
+            unpruned,
+            sparsity,
+            *split.train,
+            training,
+            teacher=unpruned,
+            validation=split.validation,
+            directory=directory,
+        )
+
+
+def _adapted(task, training):
+    """The hyperparameters, for ImageNet with steps that 224x224 pixels leave room for, a tenth as large."""
+    if task.config.setting == "cifar10":
+        return training
+    return dataclasses.replace(
+        training, batch_size=32, learning_rate=training.learning_rate / 10, weight_decay=training.weight_decay / 10
+    )
+
+
+def _write_signal_to_noise(task, variants, sources, images):
+    """Writes a row for each layer, with the noise of every int8 file against the float network it was made of."""
+    from tfcompress import compare
+
+    columns = {
+        variant.name: {layer.name: layer.snr for layer in compare(source, variant.file.path, images).layers}
+        for variant, source in zip(variants, sources)
+    }
+    rows = [["layer", *columns]]
+    for layer in columns["int8-ptq"]:
+        rows.append([layer, *(f"{column[layer]:.1f}" if layer in column else "" for column in columns.values())])
+    task.publish_text("signal_to_noise.csv", "".join(",".join(row) + "\n" for row in rows))
+
+
+def select(rows):
+    """The smallest file of a variant that loses at most half a point of held-out accuracy; None if all lose more."""
+    unpruned = ("float32", "int8-ptq", "int8-qat")
+    good = [row for row in rows if row.variant not in unpruned and row.val_top1 >= rows[0].val_top1 - 0.005]
+    return min(good, key=lambda row: row.tflite_bytes, default=None)
+
+
+if __name__ == "__main__":
+    runner.main("mobilenet", PROFILES, run)
