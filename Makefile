@@ -26,7 +26,7 @@ $(READY): setup.cfg pyproject.toml constraints.txt
 	@touch $@
 
 test: $(READY)  ## run the tests (under 15 minutes on 2 cores)
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow" --numprocesses=2 --dist=loadfile $(ARGS)
 
 test-all: $(READY)  ## run the slow tests too (an hour; results/slow-tests.csv)
 	$(BIN)/python -m pytest --slow-results=results/slow-tests.csv $(ARGS)

@@ -96,7 +96,7 @@ def baseline(task, build, split, start="", ship=True):
     return model
 
 
-def prune_and_finetune(task, name, unpruned, split, criterion, distill=True, training=None, **budget):
+def prune_and_finetune(task, name, unpruned, split, criterion, distill=True, soft=False, training=None, **budget):
     """Prunes the baseline, and trains what is left.
 
     Args:
@@ -106,22 +106,32 @@ def prune_and_finetune(task, name, unpruned, split, criterion, distill=True, tra
         split: the `Split`.
         criterion: as for `prune_channels`.
         distill: whether the unpruned network teaches the pruned one.
+        soft: whether filters are zeroed after every epoch of the fine-tuning, and removed at its end only.
         training: the `TrainingConfig`; that of `finetuning` if None.
         budget: the other arguments of `prune_channels`.
 
     Returns:
         The network and its `PruningPlan`.
     """
-    from tfcompress import prune_channels, recalibrate
-    from tfcompress.training import fit
+    from tfcompress import apply_plan, prune_channels, recalibrate
+    from tfcompress.graph import clone_uncompiled
+    from tfcompress.training import SoftPruning, fit
 
+    arguments = {"validation": split.validation, "teacher": unpruned if distill else None}
     with task.stage(name) as directory:
         model, plan = prune_channels(unpruned, criterion, **budget)
         print(f"   {plan.params_reduction:.1%} of the parameters, {plan.macs_reduction:.1%} of the MACs removed")
-        recalibrate(model, split.train[0][:1024].astype("float32") / 255, batch_size=128)
-        teacher = unpruned if distill else None
-        training = training or finetuning(task)
-        fit(model, *split.train, training, validation=split.validation, teacher=teacher, directory=directory)
+        if soft:
+            model = clone_uncompiled(unpruned)
+            model.set_weights(unpruned.get_weights())
+            pruning = SoftPruning(model, criterion, directory / "plan.json", **budget)
+            arguments["callbacks"] = [pruning]
+        else:
+            recalibrate(model, split.train[0][:1024].astype("float32") / 255, batch_size=128)
+        fit(model, *split.train, training or finetuning(task), directory=directory, **arguments)
+        if soft:
+            plan = pruning.plan
+            model = apply_plan(model, plan)
     task.publish_text(f"{name}.plan.json", plan.to_json())
     return model, plan
 

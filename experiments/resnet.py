@@ -12,6 +12,8 @@ A variant is written criterion-macs<percent>-<widths>, with an option behind it:
     distribution_fit_a-macs62-every     62 % of the MACs; every width gets narrower, the residual stream too
     l2-macs62-first                     only the first convolution of each block gets narrower
     l2-macs62-every-nodistill           fine-tuned on the labels alone, without the baseline as a teacher
+    l2-macs62-every-soft                the papers' soft pruning: filters are zeroed after every epoch of the
+                                        fine-tuning, may come back in the next, and are removed at its end
 
 Criteria: the names of `tfcompress.criteria`, and distribution_fit_a, _b, _c for the three readings of the paper. All
 variants start from one baseline (--baseline_seed) and have the same fine-tuning budget. Without CIFAR-10 the same steps
@@ -36,6 +38,7 @@ VARIANTS = (
     "distribution_fit_c-macs{}-every",
     "distribution_fit_a-macs{}-every-nodistill",
     "l2-macs{}-every-nodistill",
+    "distribution_fit_a-macs{}-every-soft",
 )
 BEYOND = ("distribution_fit_a-macs70-every", "distribution_fit_a-macs75-every")
 # The published cuts in percent, of Zhang et al. and of FPGM.
@@ -62,27 +65,28 @@ class Pruning:
     macs_reduction: float
     first_only: bool
     distill: bool
+    soft: bool
 
 
 def parse(name):
     """Reads the name of a variant.
 
     Raises:
-        ValueError: for one that is not written criterion-macs<percent>-every|first, with or without -nodistill.
+        ValueError: for one that is not written criterion-macs<percent>-every|first, with or without -nodistill, -soft.
     """
     from tfcompress import criteria
 
-    match = re.fullmatch(r"(\w+)-macs(\d\d)-(every|first)(-nodistill)?", name)
+    match = re.fullmatch(r"(\w+)-macs(\d\d)-(every|first)(-nodistill)?(-soft)?", name)
     if not match:
         raise ValueError(
             f"a variant is written criterion-macs<percent>-every or -first, with -nodistill behind it if labels alone "
-            f"fine-tune it (l2-macs62-every). Received: {name!r}"
+            f"fine-tune it and -soft for soft pruning (l2-macs62-every). Received: {name!r}"
         )
-    criterion, percent, widths, nodistill = match.groups()
+    criterion, percent, widths, nodistill, soft = match.groups()
     fit, _, method = criterion.rpartition("_")
     if fit == "distribution_fit" and method in METHODS:
         criterion = criteria.DistributionFit(METHODS[method])
-    return Pruning(criteria.get(criterion), int(percent) / 100, widths == "first", not nodistill)
+    return Pruning(criteria.get(criterion), int(percent) / 100, widths == "first", not nodistill, bool(soft))
 
 
 PROFILES = {
@@ -130,6 +134,7 @@ def run(task):
             split,
             pruning.criterion,
             pruning.distill,
+            pruning.soft,
             macs_reduction=pruning.macs_reduction,
             skip=streams(unpruned) if pruning.first_only else (),
         )
@@ -188,7 +193,7 @@ def norms(unpruned, plans):
         stage = stages.setdefault(f"{block[1]}, first convolutions", {"before": []})
         stage["before"] += lengths.tolist()
         for name, plan in plans.items():
-            if "nodistill" not in name:
+            if not name.endswith(("-nodistill", "-soft")):
                 stage.setdefault(name, []).extend(lengths[plan.kept[layer.name]].tolist())
     return stages
 

@@ -26,6 +26,7 @@ def test_resnet110_macs_as_papers_count_and_as_they_are(rate, papers, first, eve
 
 def test_names_of_variants():
     pruning = parse("distribution_fit_b-macs62-first-nodistill")
+    assert not pruning.soft and parse("l2-macs62-every-soft").soft
     assert (pruning.criterion.method, pruning.macs_reduction) == ("wasserstein", 0.62)
     assert pruning.first_only and not pruning.distill
     assert parse("l2-macs70-every").criterion.name == "l2"

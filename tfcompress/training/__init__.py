@@ -4,5 +4,6 @@ from tfcompress.training.checkpoint import CheckpointError
 from tfcompress.training.config import TrainingConfig
 from tfcompress.training.fit import fit
 from tfcompress.training.predict import accuracy, predict
+from tfcompress.training.soft_pruning import SoftPruning
 
-__all__ = ["CheckpointError", "TrainingConfig", "accuracy", "fit", "predict"]
+__all__ = ["CheckpointError", "SoftPruning", "TrainingConfig", "accuracy", "fit", "predict"]
