@@ -12,7 +12,7 @@ READY := .venv/.ready
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-all lint reproduce-lenet reproduce-resnet110 reproduce-mobilenet reproduce-vgg16 tables plots bench clean
+.PHONY: help setup test test-all lint reproduce-lenet reproduce-resnet110 reproduce-mobilenet reproduce-vgg16 reproduce-recipes tables plots bench clean
 
 help:  ## list the targets
 	@echo "Targets (variables: PROFILE=smoke|quick|full SEEDS=\"0 1 2\" MODEL=resnet20 ARGS=... PYTHON=python3):"
@@ -61,6 +61,13 @@ reproduce-mobilenet: $(READY)  ## MobileNet on CIFAR-10, then 224x224 (IMAGENET_
 	done
 	@$(BIN)/python -m experiments.mobilenet --profile=$(PROFILE) --setting=imagenet \
 		$(if $(IMAGENET_DIR),--imagenet_weights="$(IMAGENET_WEIGHTS)" --imagenet_dir="$(IMAGENET_DIR)")
+	@$(MAKE) --no-print-directory plots tables
+
+reproduce-recipes: MODEL = mnist_convnet
+reproduce-recipes: $(READY)  ## what `tfcompress compress` makes of a model (MODEL=mobilenet_v2, resnet20, ...; an hour)
+	@for seed in $(SEEDS); do \
+		$(BIN)/python -m experiments.recipes --model=$(MODEL) --profile=$(PROFILE) --seed=$$seed $(ARGS) || exit $$?; \
+	done
 	@$(MAKE) --no-print-directory plots tables
 
 tables: $(READY)  ## write results/README.md and the CSV tables from the records

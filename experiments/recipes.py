@@ -87,8 +87,6 @@ def _resnet20(task, split):
 def _trained(task, data):
     import keras
 
-    from tfcompress import recalibrate
-    from tfcompress.compression.compress import calibration_images
     from tfcompress.compression.outputs import as_logits, with_softmax
     from tfcompress.training import TrainingConfig, fit
 
@@ -103,8 +101,6 @@ def _trained(task, data):
     )
     with task.stage("train") as directory:
         fit(model, *data.train, training, validation=data.validation, directory=directory)
-        # Statistics with momentum 0.999, as of MobileNetV2, are far behind after so few steps.
-        recalibrate(model, calibration_images(data, 1024), batch_size=128)
     return with_softmax(model)
 
 

@@ -1,6 +1,7 @@
 """Laws of training: what is learned, what is refused, and that the fast path changes nothing but the time."""
 
 import dataclasses
+import importlib
 
 import keras
 import numpy as np
@@ -161,3 +162,27 @@ def test_predict_takes_pixels_as_fractions(digits):
     model = network()
     as_pixels = predict(model, digits.x_test[:10])
     np.testing.assert_array_equal(as_pixels, predict(model, digits.x_test[:10].astype("float32") / np.float32(255)))
+
+
+@pytest.mark.parametrize("framework", ["keras", "tf_keras"])
+def test_moving_statistics_keep_up_with_a_short_training(framework, digits):
+    """With momentum 0.999, six epochs of three steps would leave 98 % of the statistics where they began."""
+    library = importlib.import_module(framework)
+    library.utils.set_random_seed(0)
+    model = library.Sequential(
+        [
+            library.layers.InputLayer((28, 28, 1)),
+            library.layers.Conv2D(8, 5, strides=4, use_bias=False),
+            library.layers.BatchNormalization(momentum=0.999),
+            library.layers.ReLU(),
+            library.layers.Flatten(),
+            library.layers.Dense(10),
+        ]
+    )
+    images, labels = digits.x_train[:384], digits.y_train[:384]
+    config = TrainingConfig(epochs=6, optimizer="adam", learning_rate=0.01)
+    fit(model, images, labels, config)
+    assert model.layers[1].momentum == 0.999
+    convolved = np.asarray(library.Sequential(model.layers[:1])(images / np.float32(255)))
+    np.testing.assert_allclose(model.layers[1].moving_variance, convolved.var((0, 1, 2)), rtol=0.35)
+    assert accuracy(model, images, labels) > 0.8

@@ -22,6 +22,9 @@ from tfcompress.training.schedule import learning_rates, table_schedule
 def fit(model, images, labels, config: TrainingConfig, *, validation=None, teacher=None, directory=None, callbacks=()):
     """Trains a classifier in place, with checkpoints after every epoch.
 
+    BatchNorm's moving averages reach back one epoch at most: with few images, a momentum of 0.999, as in MobileNetV2 of
+    keras.applications, would leave them far behind the weights.
+
     The same call with the same `directory` resumes an interrupted training and ends with the weights, bit for bit, of
     an uninterrupted one (on one machine, with the same versions and number of threads); a finished one is loaded.
 
@@ -48,9 +51,13 @@ def fit(model, images, labels, config: TrainingConfig, *, validation=None, teach
     classes = _check_data(model, images, labels)
     identity = _identity(model, images, labels, config, teacher)
     path = Path(directory) / "checkpoint.npz" if directory else None
-    with training_clone(model, config.precision) as trained, _fast(teacher, config.precision) as teacher:
+    steps = -(-len(images) // config.batch_size)
+    with (
+        training_clone(model, config.precision) as trained,
+        _fast(teacher, config.precision) as teacher,
+        _prompt_statistics(trained, steps),
+    ):
         _seed_dropout(trained, config.seed)
-        steps = -(-len(images) // config.batch_size)
         rates = learning_rates(config, steps)
         _compile(trained, config, rates, classes, teacher is not None)
         history = _restore(trained, path, identity) if path else []
@@ -72,6 +79,19 @@ def _fast(teacher, precision):
     import keras
 
     return training_clone(teacher, precision) if isinstance(teacher, keras.Model) else contextlib.nullcontext(teacher)
+
+
+@contextlib.contextmanager
+def _prompt_statistics(model, steps):
+    """Lowers the momenta of BatchNorms that average over more than so many steps; afterwards they are as before."""
+    norms = {layer: layer.momentum for layer in model._flatten_layers() if hasattr(layer, "moving_variance")}
+    try:
+        for layer, momentum in norms.items():
+            layer.momentum = min(momentum, 1 - 1 / steps)
+        yield
+    finally:
+        for layer, momentum in norms.items():
+            layer.momentum = momentum
 
 
 def _train_epoch(model, images, labels, classes, config, epoch, teacher, callbacks):
