@@ -191,6 +191,7 @@ def _parser():
     sub.add_argument("--data", help=f"{_DATA} (not needed for --dry-run)")
     _add_data_options(sub)
     sub.add_argument("--recipe", default="small", help="small, fast, safe, or a YAML file (default: small)")
+    _add_augmentation(sub)
     sub.add_argument("-o", "--output", help="the output folder")
     sub.add_argument("--dry-run", action="store_true", help="print the plan with predicted bytes and MACs, run nothing")
     return parser
@@ -226,9 +227,13 @@ def _add_training(sub, epochs):
     sub.add_argument("--learning-rate", type=float, default=1e-3, help="the peak rate (default: 0.001)")
     sub.add_argument("--optimizer", choices=("adam", "sgd"), default="adam", help="default: adam")
     sub.add_argument("--batch-size", type=int, default=128, help="default: 128")
-    sub.add_argument("--crop-padding", type=int, default=0, help="random crops after padding by so many pixels")
-    sub.add_argument("--flip", action="store_true", help="random horizontal flips")
+    _add_augmentation(sub)
     sub.add_argument("--seed", type=int, default=0, help="of shuffling and augmentation (default: 0)")
+
+
+def _add_augmentation(sub):
+    sub.add_argument("--crop-padding", type=int, default=0, help="random crops after padding by so many pixels")
+    sub.add_argument("--flip", action="store_true", help="random horizontal flips: if the model was trained with them")
 
 
 def _words(text):
@@ -416,7 +421,8 @@ def _compress(options):
 
     if not (options.output and options.data) and not options.dry_run:
         raise CommandError("give the data (--data images.npz) and the output folder (-o out), or --dry-run")
-    recipe = load_recipe(options.recipe)
+    augmentation = {name: value for name in ("crop_padding", "flip") if (value := getattr(options, name))}
+    recipe = load_recipe(options.recipe).augmented(augmentation)
     if options.dry_run:
         model, _ = as_logits(load_model(options.model))
         for step in recipe.steps:

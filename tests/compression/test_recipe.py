@@ -85,3 +85,16 @@ def test_other_mistakes(tmp_path):
     (tmp_path / "list.yaml").write_text("- prune: {ratio: 0.5}\n")
     with pytest.raises(RecipeError, match="one list under 'steps:'"):
         load_recipe(tmp_path / "list.yaml")
+
+
+def test_augmentation_goes_to_every_training_step():
+    recipe = load_recipe("small").augmented({"crop_padding": 4, "flip": True})
+    got = {step.kind: (step.options.get("crop_padding"), step.options.get("flip")) for step in recipe.steps}
+    assert got == {"prune": (None, None), "finetune": (4, True), "qat": (4, True), "export": (None, None)}
+    assert load_recipe("small").augmented(None) == load_recipe("small")
+    own = load_recipe([{"qat": {"epochs": 1, "flip": False}}, {"export": {}}]).augmented({"flip": True})
+    assert own.steps[0].options["flip"] is False
+    with pytest.raises(RecipeError, match="there are crop_padding, flip, rotation, scaling. Received: 'epochs'"):
+        recipe.augmented({"epochs": 3})
+    with pytest.raises(RecipeError, match="finetune.crop_padding"):
+        load_recipe("small").augmented({"crop_padding": "four"})

@@ -44,7 +44,7 @@ class Compressed:
         )
 
 
-def compress(model, data, recipe="small", workdir="compressed", *, source=None, command=None):
+def compress(model, data, recipe="small", workdir="compressed", *, augmentation=None, source=None, command=None):
     """Compresses a classifier and writes all that an app and its developer need into a folder.
 
     The same call with the same folder goes on where an interrupted one stopped; a finished one is read back.
@@ -57,6 +57,8 @@ def compress(model, data, recipe="small", workdir="compressed", *, source=None, 
         recipe: small, fast or safe; the path of a YAML file; or a list of steps, `[{"prune": {"ratio": 0.5}}, ...]`.
         workdir: the output folder: `model.tflite`, `model.keras` (the float model), `labels.txt`, `model.json`,
             `report.html`, `plan.json` of each pruning, and checkpoints in `steps/`.
+        augmentation: {"crop_padding": 4, "flip": True, ...}, options of `TrainingConfig` for all training steps: what
+            the model was trained with. On images of a kind that it never saw, it would teach nonsense.
         source: path of the model's file, for the provenance.
         command: command line that repeats this, for the provenance.
 
@@ -81,7 +83,7 @@ def compress(model, data, recipe="small", workdir="compressed", *, source=None, 
     """
     from tfcompress.compression.outputs import as_logits
 
-    recipe = load_recipe(recipe)
+    recipe = load_recipe(recipe).augmented(augmentation)
     data = _as_user_data(data)
     original, had_softmax = as_logits(model)
     # What cannot be done is found before anything is trained.

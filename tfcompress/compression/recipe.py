@@ -43,6 +43,7 @@ OPTIONS = {
     "qat": {**_TRAIN, "preserve_sparsity": (bool, "true or false")},
     "export": {"precision": (str, ", ".join(PRECISIONS))},
 }
+AUGMENTATION = ("crop_padding", "flip", "rotation", "scaling")
 REQUIRED = {"finetune": ("epochs",), "sparsify": ("epochs", "sparsity"), "qat": ("epochs",)}
 
 
@@ -85,6 +86,27 @@ class Recipe:
     def as_data(self):
         """[{kind: options}, ...], as a YAML file lists them."""
         return [{step.kind: step.options} for step in self.steps]
+
+    def augmented(self, augmentation):
+        """The recipe whose training steps augment the images; what a step says itself stays.
+
+        Args:
+            augmentation: {option: value}, of `AUGMENTATION`, or None.
+
+        Raises:
+            RecipeError: an option that does not augment, or a bad value.
+        """
+        steps = []
+        for step in self.steps:
+            options = dict(step.options)
+            if step.kind in REQUIRED:
+                options = {**(augmentation or {}), **options}
+            steps.append({step.kind: options})
+        for name in augmentation or ():
+            if name not in AUGMENTATION:
+                raise RecipeError(f"augmentation: there are {', '.join(AUGMENTATION)}. Received: {name!r}")
+        checked = _checked([(_plain(step), old.place) for step, old in zip(steps, self.steps)])
+        return dataclasses.replace(self, steps=checked)
 
 
 def load_recipe(source):
