@@ -85,7 +85,8 @@ def test_both_routes(tmp_path, short):
     assert list(rows) == VARIANT_FILES
     sparse, narrow, int8 = rows["sparse50-int8-qat"], rows["l2-params50-int8-qat"], rows["int8-qat"]
     assert sparse.sparsity == pytest.approx(0.5, abs=0.01) and sparse.params == int8.params
-    assert sparse.gzip_bytes < 0.85 * int8.gzip_bytes and sparse.tflite_bytes == int8.tflite_bytes
+    assert sparse.gzip_bytes < 0.85 * int8.gzip_bytes
+    assert sparse.tflite_bytes == pytest.approx(int8.tflite_bytes, abs=64)  # equal constants are stored once
     assert narrow.params <= 0.5 * int8.params and narrow.tflite_bytes < 0.75 * int8.tflite_bytes
     folder = tmp_path / "results" / "mobilenet-digits" / "smoke-seed0"
     with open(folder / "signal_to_noise.csv", newline="") as file:

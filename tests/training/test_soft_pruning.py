@@ -25,7 +25,7 @@ def network():
     x = layers.ReLU()(layers.BatchNormalization(momentum=0.8)(x))
     x = layers.Conv2D(8, 3, padding="same", use_bias=False, name="second")(x)
     x = layers.Add()([layers.BatchNormalization(momentum=0.8)(x), shortcut])
-    return keras.Model(inputs, layers.Dense(10)(layers.GlobalAveragePooling2D()(layers.ReLU()(x))))
+    return keras.Model(inputs, layers.Dense(10, name="logits")(layers.GlobalAveragePooling2D()(layers.ReLU()(x))))
 
 
 class Interrupt(keras.callbacks.Callback):
@@ -43,7 +43,7 @@ def train(folder, data, *callbacks):
 
 def test_removing_the_zeros_changes_nothing(data, tmp_path):
     model, plan = train(tmp_path, data)
-    assert {name: len(kept) for name, kept in plan.kept.items()} == {"stem": 4, "first": 6, "second": 4, "dense": 10}
+    assert {name: len(kept) for name, kept in plan.kept.items()} == {"stem": 4, "first": 6, "second": 4, "logits": 10}
     for name in ("stem", "first", "second"):
         used = np.flatnonzero(np.abs(np.asarray(model.get_layer(name).kernel)).sum((0, 1, 2)))
         np.testing.assert_array_equal(used, plan.kept[name])
