@@ -4,6 +4,8 @@ import dataclasses
 import json
 import pathlib
 
+import numpy as np
+
 from tfcompress.files import replacing
 from tfcompress.reporting.published import published_points
 from tfcompress.reporting.records import FILTER_NORMS, HISTOGRAMS, SIMILARITIES, read_records
@@ -71,10 +73,10 @@ def _accuracy_against_bytes(summary):
     figure, axes = _figure(summary, "bytes", "top-1 of the file (%)")
     for metric, (marker, label) in SIZES.items():
         _points(axes, summary, metric, label, marker)
-    _name_points(axes, summary, "gzip_bytes")
     for name, size, accuracy in _published_sizes(summary):
         axes.plot(size, accuracy, "*", markersize=12, label=name)
     axes.set_xscale("log")
+    _name_points(axes, summary, "gzip_bytes")
     axes.legend(fontsize=8)
     return figure
 
@@ -121,8 +123,8 @@ def _routes(summary):
         for route, marker in ROUTES.items():
             chosen = {name: spreads for name, spreads in summary.variants.items() if _route(spreads) == route}
             _points(axes, dataclasses.replace(summary, variants=chosen), metric, route, marker)
-        _name_points(axes, summary, metric)
         axes.set_xscale("log")
+        _name_points(axes, summary, metric)
     for name, size, accuracy in _published_sizes(summary):
         panels[0].plot(size, accuracy, "*", markersize=12, label=name)
     panels[0].legend(fontsize=8)
@@ -137,7 +139,6 @@ def _route(spreads):
 
 def _norms(summary, norms):
     import matplotlib.figure
-    import numpy as np
 
     figure = matplotlib.figure.Figure((4 * len(norms), 3.4), layout="constrained")
     figure.suptitle(f"{summary.experiment}, {summary.profile}: distribution of filter norms before and after")
@@ -237,10 +238,19 @@ def _points(axes, summary, metric, label, marker):
 
 
 def _name_points(axes, summary, metric):
-    for variant, spreads in summary.variants.items():
-        position = (spreads[metric].mean, spreads["top1_tflite"].mean)
-        # Tilted, neighbours at the same height do not cover each other.
-        axes.annotate(variant, position, (4, -4), textcoords="offset points", fontsize=7, rotation=-35, va="top")
+    """Names the points from the highest down, but for those whose names, parallel and tilted, would touch another."""
+    points = [
+        (spreads[metric].mean, spreads["top1_tflite"].mean, variant) for variant, spreads in summary.variants.items()
+    ]
+    tilt = np.deg2rad(35)
+    along, across = np.array([np.cos(tilt), -np.sin(tilt)]), np.array([np.sin(tilt), np.cos(tilt)])
+    named = []
+    for x, y, variant in sorted(points, key=lambda point: -point[1]):
+        place = axes.transData.transform((x, y))
+        if any(abs((place - other) @ along) < 120 and abs((place - other) @ across) < 12 for other in named):
+            continue
+        named.append(place)
+        axes.annotate(variant, (x, y), (4, -4), textcoords="offset points", fontsize=7, rotation=-35, va="top")
 
 
 def _published_sizes(summary):
