@@ -22,8 +22,8 @@ DATASETS = {
     "efficientnet_b0": "cifar10",
     "resnet50_v2": "cifar10",
 }
-# ResNet20 was trained on random crops (and flips); the others without.
-AUGMENTATION = {"resnet20": {"crop_padding": 4}}
+# ResNet20 was trained on random crops and flips; the others without.
+AUGMENTATION = {"resnet20": {"crop_padding": 4, "flip": True}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Config:
     train_images: int = option(0, "train on so many images only; 0 means all")
     epochs: int = option(12, "epochs of the model before compression")
     recipes: tuple = option(("small", "fast", "safe"), "recipes to apply", identity=False)
+    bfloat16: bool = option(False, "whether the recipes fine-tune in bfloat16")
 
     def __post_init__(self):
         if self.model not in DATASETS:
@@ -68,7 +69,9 @@ def run(task):
     for recipe in config.recipes:
         with task.stage(recipe) as directory:
             augmentation = AUGMENTATION.get(config.model)
-            output = compress(model, data, recipe, directory / "output", augmentation=augmentation)
+            output = compress(
+                model, data, recipe, directory / "output", augmentation=augmentation, bfloat16=config.bfloat16
+            )
             summaries[recipe] = output.summary
         files = files or [directory / "output" / "steps" / "original" / "model.tflite"]
         files.append(directory / "output" / "model.tflite")

@@ -138,6 +138,7 @@ def _parser():
     sub.add_argument("--teacher", help="model to learn from, .keras or .h5")
     sub.add_argument("-o", "--output", required=True, help="the trained model, .keras; checkpoints go beside it")
     _add_training(sub, epochs=10)
+    _add_bfloat16(sub)
 
     sub = command(
         "quantize",
@@ -192,6 +193,7 @@ def _parser():
     _add_data_options(sub)
     sub.add_argument("--recipe", default="small", help="small, fast, safe, or a YAML file (default: small)")
     _add_augmentation(sub)
+    _add_bfloat16(sub)
     sub.add_argument("-o", "--output", help="the output folder")
     sub.add_argument("--dry-run", action="store_true", help="print the plan with predicted bytes and MACs, run nothing")
     return parser
@@ -234,6 +236,14 @@ def _add_training(sub, epochs):
 def _add_augmentation(sub):
     sub.add_argument("--crop-padding", type=int, default=0, help="random crops after padding by so many pixels")
     sub.add_argument("--flip", action="store_true", help="random horizontal flips: if the model was trained with them")
+
+
+def _add_bfloat16(sub):
+    sub.add_argument(
+        "--bfloat16",
+        action="store_true",
+        help="fine-tune in bfloat16 arithmetic: faster where the processor has it (Intel AMX, most GPUs)",
+    )
 
 
 def _words(text):
@@ -422,7 +432,7 @@ def _compress(options):
     if not (options.output and options.data) and not options.dry_run:
         raise CommandError("give the data (--data images.npz) and the output folder (-o out), or --dry-run")
     augmentation = {name: value for name in ("crop_padding", "flip") if (value := getattr(options, name))}
-    recipe = load_recipe(options.recipe).augmented(augmentation)
+    recipe = load_recipe(options.recipe).adapted(augmentation, options.bfloat16)
     if options.dry_run:
         model, _ = as_logits(load_model(options.model))
         for step in recipe.steps:
@@ -480,6 +490,7 @@ def _training(options):
         warmup_epochs=min(0.5, options.epochs / 4),
         crop_padding=options.crop_padding,
         flip=options.flip,
+        precision="mixed_bfloat16" if getattr(options, "bfloat16", False) else "float32",
         seed=options.seed,
     )
 

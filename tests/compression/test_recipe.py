@@ -88,13 +88,21 @@ def test_other_mistakes(tmp_path):
 
 
 def test_augmentation_goes_to_every_training_step():
-    recipe = load_recipe("small").augmented({"crop_padding": 4, "flip": True})
+    recipe = load_recipe("small").adapted({"crop_padding": 4, "flip": True})
     got = {step.kind: (step.options.get("crop_padding"), step.options.get("flip")) for step in recipe.steps}
     assert got == {"prune": (None, None), "finetune": (4, True), "qat": (4, True), "export": (None, None)}
-    assert load_recipe("small").augmented(None) == load_recipe("small")
-    own = load_recipe([{"qat": {"epochs": 1, "flip": False}}, {"export": {}}]).augmented({"flip": True})
+    assert load_recipe("small").adapted() == load_recipe("small")
+    own = load_recipe([{"qat": {"epochs": 1, "flip": False}}, {"export": {}}]).adapted({"flip": True})
     assert own.steps[0].options["flip"] is False
     with pytest.raises(RecipeError, match=r"there are crop_padding, flip, rotation, scaling\. Received: 'epochs'"):
-        recipe.augmented({"epochs": 3})
+        recipe.adapted({"epochs": 3})
     with pytest.raises(RecipeError, match=r"finetune\.crop_padding"):
-        load_recipe("small").augmented({"crop_padding": "four"})
+        load_recipe("small").adapted({"crop_padding": "four"})
+
+
+def test_bfloat16_goes_to_the_fine_tuning_alone():
+    recipe = load_recipe("small").adapted(bfloat16=True)
+    got = {step.kind: step.options.get("precision") for step in recipe.steps}
+    assert got == {"prune": None, "finetune": "mixed_bfloat16", "qat": None, "export": "int8"}
+    own = load_recipe([{"finetune": {"epochs": 1, "precision": "float32"}}, {"export": {}}]).adapted(bfloat16=True)
+    assert own.steps[0].options["precision"] == "float32"

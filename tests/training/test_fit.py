@@ -92,11 +92,16 @@ def test_bad_hyperparameters_are_quoted(field, value):
         dataclasses.replace(CONFIG, **{field: value})
 
 
-def test_fused_batch_normalization_equals_keras(digits):
+@pytest.mark.parametrize("filters", [8, 10])  # for 10, no kernel of oneDNN is fast
+def test_fused_batch_normalization_equals_keras(digits, filters):
     """Same outputs in training and inference, same moving statistics, same gradients."""
     import tensorflow as tf
 
-    model = network()
+    model = network(filters=filters)
+    rng = np.random.default_rng(0)
+    norm = model.get_layer("bn")
+    norm.gamma.assign(rng.uniform(0.5, 2.0, filters))
+    norm.beta.assign(rng.normal(size=filters))
     x = digits.x_train[:64].astype("float32") / 255
     with training_clone(model) as fast:
         assert type(fast.get_layer("bn")).__name__ == "FusedBatchNormalization"
@@ -112,8 +117,35 @@ def test_fused_batch_normalization_equals_keras(digits):
         np.testing.assert_allclose(model(x), fast(x), atol=1e-4)
 
 
-def test_bfloat16_trains_and_leaves_a_float32_model(digits):
-    model = network()
+def test_bfloat16_batch_normalization_rounds_the_result_of_float32(rng):
+    """Statistics and gradients of a bfloat16 image are those of float32 arithmetic; only images are rounded."""
+    import tensorflow as tf
+
+    from tfcompress.training.fast import _normalize_rows
+
+    gamma, beta = tf.constant([0.5, -2.0, 1.0]), tf.constant([3.0, 0.0, -1.0])
+    x = tf.cast(rng.normal(5.0, 2.0, (16, 6, 7, 3)), "bfloat16")
+    upstream = tf.cast(rng.normal(size=(16, 6, 7, 3)), "bfloat16")
+
+    def run(dtype):
+        pixels = tf.cast(x, dtype)
+        with tf.GradientTape() as tape:
+            tape.watch([pixels, gamma, beta])
+            outputs, mean, variance = _normalize_rows(pixels, gamma, beta, 1e-3)
+            loss = tf.reduce_sum(tf.cast(outputs, "float32") * tf.cast(upstream, "float32"))
+        assert outputs.dtype == dtype
+        return [tf.cast(t, "float32") for t in (outputs, mean, variance, *tape.gradient(loss, [pixels, gamma, beta]))]
+
+    for name, a, b in zip(
+        ("outputs", "mean", "variance", "to x", "to gamma", "to beta"), run("float32"), run("bfloat16")
+    ):
+        rounding = 2**-8 if name in ("outputs", "to x") else 1e-5
+        np.testing.assert_allclose(b, a, rtol=rounding, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("filters", [8, 10])
+def test_bfloat16_trains_and_leaves_a_float32_model(digits, filters):
+    model = network(filters=filters)
     fit(model, digits.x_train, digits.y_train, dataclasses.replace(CONFIG, precision="mixed_bfloat16"))
     assert {layer.compute_dtype for layer in model.layers} == {"float32"}
     assert accuracy(model, digits.x_test, digits.y_test) > 0.9

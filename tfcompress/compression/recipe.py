@@ -87,11 +87,12 @@ class Recipe:
         """[{kind: options}, ...], as a YAML file lists them."""
         return [{step.kind: step.options} for step in self.steps]
 
-    def augmented(self, augmentation):
-        """The recipe whose training steps augment the images; what a step says itself stays.
+    def adapted(self, augmentation=None, bfloat16=False):
+        """The recipe fitted to a model and a machine; what a step says itself stays.
 
         Args:
-            augmentation: {option: value}, of `AUGMENTATION`, or None.
+            augmentation: {option: value}, of `AUGMENTATION`, for all training steps, or None.
+            bfloat16: whether the fine-tuning computes in bfloat16; the steps of TF-MOT, on tf_keras, cannot.
 
         Raises:
             RecipeError: an option that does not augment, or a bad value.
@@ -101,6 +102,8 @@ class Recipe:
             options = dict(step.options)
             if step.kind in REQUIRED:
                 options = {**(augmentation or {}), **options}
+            if step.kind == "finetune" and bfloat16:
+                options = {"precision": "mixed_bfloat16", **options}
             steps.append({step.kind: options})
         for name in augmentation or ():
             if name not in AUGMENTATION:
