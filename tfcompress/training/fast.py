@@ -95,10 +95,14 @@ def _fused_batch_normalization():
 
 
 def _is_slow_in_the_fused_kernel(x):
-    """Whether oneDNN has no fast kernel for so many channels, as pruning leaves them; its slow one takes 3 to 8 times
-    as long as `_normalize_rows`, which needs a fixed image size.
+    """Whether oneDNN, on a CPU, has no fast kernel for so many channels, as pruning leaves them.
+
+    Its slow one takes 3 to 8 times as long as `_normalize_rows`, which needs a fixed image size.
     """
-    return x.shape[-1] % (4 if x.dtype == "float32" else 16) != 0 and None not in x.shape[1:3]
+    import tensorflow as tf
+
+    odd = x.shape[-1] % (4 if x.dtype == "float32" else 16) != 0
+    return odd and None not in x.shape[1:3] and not tf.config.list_physical_devices("GPU")
 
 
 def _normalize_rows(x, gamma, beta, epsilon):
