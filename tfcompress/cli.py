@@ -343,7 +343,7 @@ def _finetune(options):
     fit(
         model,
         *data.train,
-        _training(options),
+        _training(options, "mixed_bfloat16" if options.bfloat16 else "float32"),
         validation=data.validation,
         teacher=teacher,
         directory=output.with_name(f"{output.name}.training"),
@@ -479,7 +479,7 @@ def _load_data(options, shape, classes):
     )
 
 
-def _training(options):
+def _training(options, precision="float32"):
     from tfcompress.training import TrainingConfig
 
     return TrainingConfig(
@@ -490,7 +490,7 @@ def _training(options):
         warmup_epochs=min(0.5, options.epochs / 4),
         crop_padding=options.crop_padding,
         flip=options.flip,
-        precision="mixed_bfloat16" if getattr(options, "bfloat16", False) else "float32",
+        precision=precision,
         seed=options.seed,
     )
 

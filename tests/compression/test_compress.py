@@ -16,6 +16,7 @@ import tfcompress as tfc
 from tfcompress.cli import main
 from tfcompress.compression.compress import compress
 from tfcompress.datasets import UserData
+from tfcompress.training.checkpoint import load_checkpoint
 
 RECIPE = [
     {"prune": {"criterion": "l2", "params_reduction": 0.5}},
@@ -152,7 +153,9 @@ def test_profile_groups_and_dry_runs(files, capsys):
     code, out, _ = run(capsys, "prune", files / "model.keras", "--macs-reduction", "0.5", "--dry-run")
     assert code == 0 and "int8 bytes" in out
     code, out, _ = run(capsys, "compress", files / "model.keras", "--dry-run")
-    assert code == 0 and "params_reduction=0.6" in out and "int8 bytes" in out
+    assert code == 0 and "params_reduction=0.6" in out and "int8 bytes" in out and "bfloat16" not in out
+    code, out, _ = run(capsys, "compress", files / "model.keras", "--dry-run", "--bfloat16")
+    assert code == 0 and out.count("precision=mixed_bfloat16") == 1
 
 
 def test_step_by_step(files, capsys):
@@ -160,10 +163,10 @@ def test_step_by_step(files, capsys):
     small, tuned, int8 = files / "small.keras", files / "tuned.keras", files / "tuned.tflite"
     code, out, _ = run(capsys, "prune", model, "-o", small, "--criterion", "l2", "--ratio", "0.25", *data)
     assert code == 0 and "written" in out and small.with_suffix(".plan.json").exists()
-    code, out, _ = run(
-        capsys, "finetune", small, *data, "--teacher", model, "--epochs", "2", "--learning-rate", "0.002", "-o", tuned
-    )
+    training = ("--epochs", "2", "--learning-rate", "0.002", "--bfloat16")
+    code, out, _ = run(capsys, "finetune", small, *data, "--teacher", model, *training, "-o", tuned)
     assert code == 0 and "epoch 2/2" in out
+    assert load_checkpoint(files / "tuned.keras.training" / "checkpoint.npz")[1]["precision"] == "mixed_bfloat16"
     code, out, _ = run(capsys, "quantize", tuned, *data, "-o", int8)
     assert code == 0 and f"{int8.stat().st_size:,} bytes" in out
     code, out, _ = run(capsys, "evaluate", int8, *data)

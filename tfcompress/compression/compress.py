@@ -69,8 +69,8 @@ def compress(
             `report.html`, `plan.json` of each pruning, and checkpoints in `steps/`.
         augmentation: {"crop_padding": 4, "flip": True, ...}, options of `TrainingConfig` for all training steps: what
             the model was trained with. On images of a kind that it never saw, it would teach nonsense.
-        bfloat16: whether the fine-tuning computes in bfloat16, with float32 weights: two times faster on a processor
-            that has it (Intel AMX, most GPUs), slower on any other.
+        bfloat16: whether the fine-tuning computes in bfloat16, with float32 weights: faster on a processor that has it
+            (Intel AMX, most GPUs).
         source: path of the model's file, for the provenance.
         command: command line that repeats this, for the provenance.
 
