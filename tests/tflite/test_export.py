@@ -265,3 +265,24 @@ def test_two_inputs_pruned_trained_and_in_integers(tmp_path):
         tfc.export_tflite(pruned, tmp_path / "int8.tflite", "int8", [photos, sensors[:10]])
     with pytest.raises(ValueError, match="has 2 inputs"):
         tfc.predict_tflite(file.path, [photos])
+
+
+@pytest.mark.parametrize("layer", [layers.Conv2D(4, 1, use_bias=False), layers.DepthwiseConv2D(1, use_bias=False)])
+@pytest.mark.parametrize(("weight", "runs"), [(255 * 127, True), (257 * 127, False)])
+def test_int8_file_that_xnnpack_would_refuse_is_not_written(tmp_path, layer, weight, runs):
+    """With inputs and outputs in [0, 1] the requantization scale is the largest weight / 127."""
+    layer = type(layer).from_config(layer.get_config())
+    model = keras.Sequential([keras.Input((4, 4, 2)), layer, layers.Flatten()])
+    kernel = np.zeros(layer.kernel.shape)
+    kernel[0, 0, 0], kernel[0, 0, 1] = 1, weight
+    layer.set_weights([kernel])
+    x = np.random.default_rng(0).uniform(0, 1, (20, 4, 4, 2)).astype(np.float32)
+    x[..., 1] = 0
+    path = tmp_path / "m.tflite"
+    if runs:
+        tfc.export_tflite(model, path, "int8", x)
+        Interpreter(str(path)).allocate_tensors()  # raises where XNNPACK refuses
+    else:
+        with pytest.raises(ValueError, match=r"scaled by 257 .* less than 256"):
+            tfc.export_tflite(model, path, "int8", x)
+        assert not path.exists()

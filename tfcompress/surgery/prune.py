@@ -43,7 +43,8 @@ def prune_channels(
         ratio: fraction of the channels of every group to remove (with `scope="global"`, of all of them), in (0, 1).
         macs_reduction, params_reduction: fraction of the MACs or the parameters to remove, in (0, 1). The ratio (or
             global threshold) is solved for: the smallest cut at or above the target, at most one point above it;
-            ties are broken layer by layer. With `round_to` > 1, the nearest cut at or above it.
+            ties are broken layer by layer. With `round_to` > 1, widths are coarse: it is the first cut at or above
+            the target, which in a narrow network can be several points above.
         scope: "layer" (the same ratio everywhere) or "global" (scores of all layers compete; none is emptied).
         round_to: the kept widths are multiples of this, where the layer is at least that wide.
         skip: names of layers whose output channels are all kept.

@@ -15,6 +15,12 @@ from tfcompress.tflite import flatbuffer
 PRECISIONS = ("float32", "float16", "dynamic", "int8", "int16x8")
 CALIBRATED = ("int8", "int16x8")
 ACTIVATIONS = ("Activation", "ReLU")
+PRODUCTS = (
+    flatbuffer.schema.BuiltinOperator.CONV_2D,
+    flatbuffer.schema.BuiltinOperator.DEPTHWISE_CONV_2D,
+    flatbuffer.schema.BuiltinOperator.FULLY_CONNECTED,
+)
+MOST_REQUANTIZATION = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +63,8 @@ def export_tflite(model, path, precision="int8", calibration=None, *, softmax=Fa
 
     Raises:
         ValueError: a model that cannot be exported, a wrong precision, or a calibration set that is missing, empty, of
-            another shape or not finite; an int8 file whose input range is not the calibration's.
+            another shape or not finite; an int8 file whose input range is not the calibration's, or that XNNPACK,
+            which computes int8 on phones, would refuse.
         OSError: the file cannot be written. Found before the conversion.
     """
     if precision not in PRECISIONS:
@@ -297,17 +304,32 @@ def _output_name(model):
 
 
 def _check_int8(data, input_ranges):
-    """Asserts that no activation stayed float and that the inputs quantize as an app expects."""
+    """Asserts that no activation stayed float, that phones run the file and that its inputs quantize as expected."""
     model = flatbuffer.read(data)
     graph = model.subgraphs[0]
     kinds = flatbuffer.schema.TensorType
     for operator in graph.operators:
         types = {graph.tensors[index].type for index in (*operator.inputs, *operator.outputs) if index >= 0}
+        name = graph.tensors[operator.outputs[0]].name.decode()
         if types <= {kinds.FLOAT32}:
-            name = graph.tensors[operator.outputs[0]].name.decode()
             raise ValueError(f"An operation of the int8 file stayed float, since nothing tells its range: {name}")
+        if flatbuffer.code(model, operator) in PRODUCTS:
+            _check_requantization(
+                name, *(graph.tensors[i].quantization for i in (*operator.inputs[:2], *operator.outputs))
+            )
     for index, input_range in zip(graph.inputs, input_ranges, strict=True):
         _check_input(graph.tensors[index].quantization, input_range)
+
+
+def _check_requantization(name, inputs, kernel, outputs):
+    """Asserts that XNNPACK, which computes int8 on phones, takes an operation of these quantizations."""
+    scale = inputs.scale[0] * np.max(kernel.scale) / outputs.scale[0]
+    if scale >= MOST_REQUANTIZATION:
+        raise ValueError(
+            f"XNNPACK would not run the int8 file: the sums of {name} are scaled by {scale:.0f} to the steps of its "
+            f"output, and it takes less than {MOST_REQUANTIZATION}. A channel whose inputs are nearly zero has a huge "
+            "weight there, as after a BatchNormalization that saw hardly any variance: train longer, or prune it."
+        )
 
 
 def _check_input(quantization, input_range):

@@ -105,9 +105,9 @@ def _free_batch(model):
         users = {}
         for operator in graph.operators:
             for index in operator.inputs:
-                users.setdefault(int(index), set()).add(_code(model, operator))
+                users.setdefault(int(index), set()).add(code(model, operator))
         for operator in graph.operators:
-            if _code(model, operator) != schema.BuiltinOperator.RESHAPE:
+            if code(model, operator) != schema.BuiltinOperator.RESHAPE:
                 continue
             source, target = (graph.tensors[index] for index in operator.inputs[:2])
             data = model.buffers[target.buffer].data
@@ -120,7 +120,8 @@ def _free_batch(model):
                 operator.builtinOptions = None  # an older copy of the target
 
 
-def _code(model, operator):
+def code(model, operator):
+    """The `schema.BuiltinOperator` that an operator of the model is."""
     code = model.operatorCodes[operator.opcodeIndex]
     return max(code.builtinCode, code.deprecatedBuiltinCode)
 
