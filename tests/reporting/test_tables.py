@@ -177,6 +177,19 @@ def test_both_routes_beside_each_other(tmp_path):
     assert f"{small} .tflite cut (%) |  | ≥ 92.0 | 92.2 | target reached |" in text
 
 
+def test_recipes_are_held_against_their_targets(tmp_path):
+    rows = (
+        Row("float32", 0.9127, 271098, 40_551_104, 0.0, 1082992, 968133, val_top1=0.91, latency_ms=1.4),
+        Row("fast-int8-qat", 0.9017, 118000, 14_600_000, 0.0, 131920, 116000, val_top1=0.91, latency_ms=0.4),
+        Row("safe-int8-qat", 0.9117, 271098, 40_551_104, 0.0, 286576, 257241, val_top1=0.91, latency_ms=0.5),
+    )
+    _write(_record(rows=rows, experiment="recipes-resnet20", dataset="cifar10"), tmp_path)
+    text = write_tables(tmp_path)
+    fast = "| Recipe fast | fast-int8-qat |"
+    assert f"{fast} drop (pt) |  | ≤ 1.00 | 1.10 | target missed |" in text
+    assert f"{fast} times faster than int8 |  | ≥ 1.50 | 1.25 | target missed |" in text
+
+
 def test_sizes_without_accuracy(tmp_path):
     rows = (
         Row("float32", None, 4231976, 568740352, 0.0, 16900000, 15600000, latency_ms=20.0),

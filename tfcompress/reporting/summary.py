@@ -4,7 +4,7 @@ import dataclasses
 import statistics
 
 BASELINE = "float32"
-INT8 = "int8-qat"
+INT8 = ("int8-qat", "safe-int8-qat")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +86,8 @@ def summarize(records):
 
     Returns:
         List of `Summary` in the order of the records. Units are those of `METRICS`; `drop`, `tflite_cut`,
-        `gzip_cut`, `params_cut` and `macs_cut` refer to the file `float32` of the same record, `speedup` to `int8-qat`.
+        `gzip_cut`, `params_cut` and `macs_cut` refer to the file `float32` of the same record, `speedup` to the int8
+        file from which nothing was removed.
     """
     groups = {}
     for record in records:
@@ -97,7 +98,7 @@ def summarize(records):
 def _summary(key, records):
     values = {}
     for record in records:
-        baseline, int8 = (next((r for r in record.rows if r.variant == name), None) for name in (BASELINE, INT8))
+        baseline, int8 = (next((r for r in record.rows if r.variant in names), None) for names in ((BASELINE,), INT8))
         for row in record.rows:
             for metric, value in figures(row, baseline, int8).items():
                 values.setdefault(row.variant, {}).setdefault(metric, []).append(value)
