@@ -122,8 +122,8 @@ def _free_batch(model):
 
 def code(model, operator):
     """The `schema.BuiltinOperator` that an operator of the model is."""
-    code = model.operatorCodes[operator.opcodeIndex]
-    return max(code.builtinCode, code.deprecatedBuiltinCode)
+    entry = model.operatorCodes[operator.opcodeIndex]
+    return max(entry.builtinCode, entry.deprecatedBuiltinCode)
 
 
 def _add_buffer(model, array):
