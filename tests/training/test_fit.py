@@ -151,6 +151,25 @@ def test_bfloat16_trains_and_leaves_a_float32_model(digits, filters):
     assert accuracy(model, digits.x_test, digits.y_test) > 0.9
 
 
+@pytest.mark.parametrize("shape", [(6, 7, 4), (None, None, 4)])
+def test_bfloat16_beside_depthwise_convolutions_rounds_operands_of_pointwise_ones_only(shape, rng):
+    """1x1 convolutions are matrix products of bfloat16 numbers; all else, slower so on a CPU, stays float32."""
+    inputs = keras.Input(shape)
+    x = layers.DepthwiseConv2D(3, strides=2, padding="same")(inputs)
+    x = layers.Conv2D(8, 1, bias_initializer="normal", activation="relu", name="pointwise")(x)
+    x = layers.Conv2D(8, 1, strides=2, name="strided")(x)
+    model = keras.Model(inputs, layers.Dense(3)(layers.GlobalAveragePooling2D()(x)))
+    with training_clone(model, "mixed_bfloat16") as fast:
+        in_bfloat16 = {layer.name for layer in fast.layers if layer.compute_dtype == "bfloat16"}
+        assert in_bfloat16 == {"pointwise"}
+        kernel, bias = fast.get_layer("pointwise").get_weights()
+        images = rng.normal(size=(5, 6, 7, 4)).astype("float32")
+        outputs = keras.ops.convert_to_numpy(fast.get_layer("pointwise")(images)).astype("float32")
+    expected = np.maximum(images @ kernel[0, 0] + bias, 0)
+    np.testing.assert_allclose(outputs, expected, atol=0.02)
+    assert np.abs(outputs - expected).max() > 0
+
+
 def test_student_of_a_teacher_follows_its_logits(digits):
     teacher = network(filters=16)
     fit(teacher, digits.x_train, digits.y_train, CONFIG)

@@ -7,6 +7,8 @@ import keras
 
 from tfcompress.graph import clone_uncompiled
 
+_DEPTHWISE = (keras.layers.DepthwiseConv2D, keras.layers.SeparableConv2D)
+
 
 @contextlib.contextmanager
 def training_clone(model, precision="float32"):
@@ -15,7 +17,8 @@ def training_clone(model, precision="float32"):
     For tf_keras models, and for Keras 3 models that have nothing to gain, that is `model` itself. Otherwise it is a
     clone whose BatchNormalization layers call TensorFlow's fused kernel (Keras 3 composes it of single operations) or
     our own, where that one is slow, and whose arithmetic is of the given precision; layers that produce an output stay
-    in float32.
+    in float32. In bfloat16 on a CPU, TensorFlow's 1x1 convolutions become matrix products; in a network with depthwise
+    convolutions nothing else leaves float32, since their kernels, and ReLU6's, are up to 40 times slower in bfloat16.
 
     Args:
         model: a built Keras 3 or tf_keras model.
@@ -31,14 +34,21 @@ def training_clone(model, precision="float32"):
         yield model
         return
     outputs = {tensor._keras_history.operation.name for tensor in model.outputs}
+    cpu = fused and not _has_gpu()
+    depthwise = cpu and any(isinstance(layer, _DEPTHWISE) for layer in model._flatten_layers())
 
     def fast_layer(layer):
         if not isinstance(layer, keras.Layer):
             return layer
-        config = layer.get_config()
+        config, cls = layer.get_config(), type(layer)
+        if fused and _is_fusible(layer):
+            cls = _fused_batch_normalization()
         if precision != "float32" and layer.name not in outputs:
-            config["dtype"] = precision
-        cls = _fused_batch_normalization() if fused and _is_fusible(layer) else type(layer)
+            pointwise = cpu and _is_pointwise(layer)
+            if pointwise or not depthwise:
+                config["dtype"] = precision
+            if pointwise:
+                cls = _PointwiseConv2D
         return cls.from_config(config)
 
     clone = clone_uncompiled(model, clone_function=fast_layer, recursive=True)
@@ -58,6 +68,30 @@ def _is_fusible(layer):
         and not layer.renorm
         and not layer.synchronized
     )
+
+
+def _is_pointwise(layer):
+    return (
+        type(layer) is keras.layers.Conv2D
+        and layer.kernel_size == layer.strides == (1, 1)
+        and layer.data_format == "channels_last"
+        and layer.groups == 1
+    )
+
+
+class _PointwiseConv2D(keras.layers.Conv2D):
+    """A 1x1 convolution as one matrix product of all pixels: in bfloat16 up to 10 times faster on small images."""
+
+    def call(self, inputs):
+        from keras import ops
+
+        *pixels, channels = ops.shape(inputs)
+        kernel = ops.reshape(self.kernel, (channels, self.filters))
+        outputs = ops.matmul(ops.reshape(inputs, (-1, channels)), kernel)
+        outputs = ops.reshape(outputs, (*pixels, self.filters))
+        if self.use_bias:
+            outputs += self.bias
+        return self.activation(outputs)
 
 
 @functools.cache
@@ -99,10 +133,14 @@ def _is_slow_in_the_fused_kernel(x):
 
     Its slow one takes 3 to 8 times as long as `_normalize_rows`, which needs a fixed image size.
     """
+    odd = x.shape[-1] % (4 if x.dtype == "float32" else 16) != 0
+    return odd and None not in x.shape[1:3] and not _has_gpu()
+
+
+def _has_gpu():
     import tensorflow as tf
 
-    odd = x.shape[-1] % (4 if x.dtype == "float32" else 16) != 0
-    return odd and None not in x.shape[1:3] and not tf.config.list_physical_devices("GPU")
+    return bool(tf.config.list_physical_devices("GPU"))
 
 
 def _normalize_rows(x, gamma, beta, epsilon):
