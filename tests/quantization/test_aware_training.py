@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from int8_file import Int8File, convert, sparsity
 
 from tfcompress.keras2 import tf_keras, to_tf_keras
@@ -130,6 +131,24 @@ def test_training_is_deterministic_and_resumes_from_its_variables():
     for a, b, c in zip(whole.variables, again.variables, resumed.variables, strict=True):
         np.testing.assert_array_equal(a, b, err_msg=a.name)
         np.testing.assert_array_equal(a, c, err_msg=a.name)
+
+
+@pytest.mark.parametrize("preserve_sparsity", [False, True])
+def test_gradients_of_weights_are_those_of_tfmot(preserve_sparsity):
+    """No weight lies outside its range, where TF-MOT would stop the gradient; zeros that stay get none."""
+    gradients = []
+    for ours in (True, False):
+        model = quantize_wrap(sparse_lenet(), preserve_sparsity=preserve_sparsity)
+        calibrate(model, IMAGES)
+        for wrapper in [] if ours else [layer for layer in model.layers if hasattr(layer, "_weight_vars")]:
+            wrapper._weight_vars = [(w, q._quantizer, ranges) for w, q, ranges in wrapper._weight_vars]
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(model(IMAGES, training=True) ** 2)
+        gradients.append(tape.gradient(loss, model.trainable_variables))
+    for variable, a, b in zip(model.trainable_variables, *gradients, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max(), err_msg=variable.name)
+        if "kernel" in variable.name:
+            assert np.all(a.numpy()[variable.numpy() == 0] == 0) == preserve_sparsity
 
 
 def test_source_is_not_changed():
