@@ -35,7 +35,7 @@ class Config:
     train_images: int = option(0, "train on so many images only; 0 means all")
     epochs: int = option(12, "epochs of the model before compression")
     recipes: tuple = option(("small", "fast", "safe"), "recipes to apply", identity=False)
-    bfloat16: bool = option(False, "whether the recipes fine-tune in bfloat16")
+    bfloat16: bool = option(False, "whether the model is trained, and fine-tuned by the recipes, in bfloat16")
 
     def __post_init__(self):
         if self.model not in DATASETS:
@@ -104,6 +104,7 @@ def _trained(task, data):
         optimizer="adam",
         learning_rate=1e-3,
         schedule="constant",
+        precision="mixed_bfloat16" if task.config.bfloat16 else "float32",
         seed=task.seed,
     )
     with task.stage("train") as directory:

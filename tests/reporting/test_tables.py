@@ -137,6 +137,9 @@ def test_plots_of_pruned_networks(tmp_path):
     main(["plots", f"--results={tmp_path}"])
     drawn = {path.name for path in (tmp_path / "resnet110").glob("*.png")} - drawn
     assert drawn == {"full-channels.png", "full-norms.png"}
+    (folder / "l2-macs62-every.plan.json").unlink()
+    main(["plots", f"--results={tmp_path}"])
+    assert not (tmp_path / "resnet110" / "full-channels.png").exists()  # no record draws it any more
     text = write_tables(tmp_path)
     # Among float variants only: the one at least 62 % smaller with the better held-out accuracy.
     assert "| Zhang et al. 2022 | l2-macs62-every | drop (pt) | 0.14 | ≤ 0.14 | 0.50 | worse, target missed |" in text

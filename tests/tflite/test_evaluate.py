@@ -61,7 +61,7 @@ def test_truncated_file(small_files, small_images, tmp_path, share):
     path = tmp_path / "broken.tflite"
     path.write_bytes(data[: int(share * len(data))])
     for use in (lambda: tfc.predict_tflite(path, small_images), lambda: tfc.benchmark_tflite(path)):
-        with pytest.raises(ValueError, match=r"broken\.tflite is not a valid \.tflite file"):
+        with pytest.raises(ValueError, match=r"broken\.tflite .*is corrupt"):
             use()
 
 

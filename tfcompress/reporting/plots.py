@@ -22,7 +22,8 @@ def write_plots(results):
     `macs-accuracy`: where variants differ in sparsity or MACs. `params-accuracy`: where a published point cuts
     parameters. `routes`: raw bytes and latency, where some variants are sparse and others narrower. None of these
     without accuracies. `weights`, `norms`, `similarities` and `channels`: where weight histograms, norms and
-    similarities of filters, and pruning plans lie beside the record of the first seed.
+    similarities of filters, and pruning plans lie beside the record of the first seed. Of these experiments and
+    profiles, plots that the records no longer give are removed.
 
     Args:
         results: folder of the records.
@@ -50,6 +51,8 @@ def write_plots(results):
         plans = {path.name.removesuffix(".plan.json"): path for path in sorted(first_seed.glob("*.plan.json"))}
         if plans:
             paths.append(_save(_channels(summary, plans), folder / f"{summary.profile}-channels.png"))
+        for stale in {*folder.glob(f"{summary.profile}-*.png")}.difference(paths):
+            stale.unlink()
     return paths
 
 

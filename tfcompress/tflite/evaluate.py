@@ -76,7 +76,7 @@ def open_interpreter(path, threads=1, **options):
         **options: passed to `ai_edge_litert.interpreter.Interpreter`.
 
     Raises:
-        ValueError: the file is corrupt.
+        ValueError: the file is corrupt, or LiteRT cannot run it.
         OSError: the file cannot be read.
     """
     from ai_edge_litert.interpreter import Interpreter
@@ -86,7 +86,7 @@ def open_interpreter(path, threads=1, **options):
         interpreter = Interpreter(model_content=data, num_threads=threads, **options)
         interpreter.allocate_tensors()
     except (ValueError, RuntimeError) as error:
-        raise ValueError(f"{path} is not a valid .tflite file ({len(data):,} bytes): {error}") from error
+        raise ValueError(f"{path} ({len(data):,} bytes) is corrupt, or LiteRT cannot run it: {error}") from error
     return interpreter
 
 
