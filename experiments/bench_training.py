@@ -1,9 +1,9 @@
-"""Training speed: this package's `fit` against plain tf_keras, ResNet20 on CIFAR-10-sized images, whole and pruned.
+"""Training speed: this package's `fit` against plain tf_keras, ResNet20 and MobileNet on CIFAR-10-sized images.
 
     python -m experiments.bench_training
 
 Every round trains tf_keras, `fit` in float32 and `fit` in bfloat16 one after the other on the same synthetic images
-(speed does not depend on their content), first the network, then what is left of it without 54 % of its MACs. Of each
+(speed does not depend on their content): ResNet20, what is left of it without 54 % of its MACs, and MobileNet. Of each
 the fastest epoch counts, since other work on the machine can only slow an epoch down; the first one, which compiles,
 never does. Ratios are taken within a round, so that a machine whose speed drifts does not favour one of them. Writes
 results/bench/training.json.
@@ -34,7 +34,7 @@ def main(_):
     rounds = []
     for number in range(FLAGS.rounds):
         speeds = {}
-        for name, network in (("whole", _whole), ("pruned", _pruned)):
+        for name, network in (("ResNet20", _resnet20), ("ResNet20 pruned", _pruned), ("MobileNet", _mobilenet)):
             speeds[name] = {
                 "tf_keras": _plain_tf_keras(network(), images, labels),
                 "fit float32": _fit(network(), images, labels, "float32"),
@@ -46,7 +46,7 @@ def main(_):
     _write(rounds)
 
 
-def _whole():
+def _resnet20():
     from tfcompress.models import resnet
 
     return resnet(20)
@@ -55,7 +55,13 @@ def _whole():
 def _pruned():
     from tfcompress import prune_channels
 
-    return prune_channels(_whole(), "l2", macs_reduction=0.54).model
+    return prune_channels(_resnet20(), "l2", macs_reduction=0.54).model
+
+
+def _mobilenet():
+    from tfcompress.models import mobilenet
+
+    return mobilenet()
 
 
 def _plain_tf_keras(network, images, labels):
@@ -100,7 +106,7 @@ def _write(rounds):
         for how, ratio in faster.items():
             print(f"{name}, {how}: {ratio:.2f} x the speed of plain tf_keras (median of {len(rounds)} pairs)")
     record = {
-        "benchmark": "training, ResNet20, 32x32x3, batch 128",
+        "benchmark": "training, 32x32x3, batch 128",
         "command": " ".join(["python -m experiments.bench_training", *sys.argv[1:]]),
         "environment": environment(),
         "images_per_second": rounds,
