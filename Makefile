@@ -76,8 +76,9 @@ tables: $(READY)  ## write results/README.md and the CSV tables from the records
 plots: $(READY)  ## draw the plots from the records
 	$(BIN)/python -m tfcompress.reporting plots --results=results
 
-bench: $(READY)  ## time training, surgery and pruned int8 files (results/bench)
+bench: $(READY)  ## time training, the command, surgery and pruned int8 files (results/bench)
 	$(BIN)/python -m experiments.bench_training
+	$(BIN)/python -m experiments.bench_command
 	$(BIN)/python -m experiments.bench_surgery
 	$(BIN)/python -m experiments.bench_latency
 
