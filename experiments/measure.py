@@ -99,7 +99,7 @@ def write(task, dataset, rows):
         profile=task.profile,
         seed=task.seed,
         command=task.command,
-        config=dataclasses.asdict(task.config),
+        config=task.identity,
         environment=environment(),
         seconds=task.seconds,
         rows=tuple(rows),

@@ -104,11 +104,15 @@ class Run:
     notices: list = dataclasses.field(default_factory=list)
 
     @property
+    def identity(self):
+        """{option: value} of all options that what a stage computes depends on."""
+        fields = [field.name for field in dataclasses.fields(self.config) if field.metadata.get("identity", True)]
+        return {name: getattr(self.config, name) for name in fields}
+
+    @property
     def directory(self):
         """The run directory: named by experiment, profile, seed and a hash of what its stages depend on."""
-        fields = [field.name for field in dataclasses.fields(self.config) if field.metadata.get("identity", True)]
-        text = json.dumps({name: getattr(self.config, name) for name in fields}, sort_keys=True)
-        fingerprint = hashlib.sha256(text.encode()).hexdigest()[:8]
+        fingerprint = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:8]
         return self.workdir / f"{self.experiment}-{self.profile}-seed{self.seed}-{fingerprint}"
 
     @property

@@ -79,7 +79,7 @@ class Record:
         profile: smoke, quick or full.
         seed: the run's seed.
         command: command line that repeats the run.
-        config: {hyperparameter: value}.
+        config: {hyperparameter: value} of all that the numbers depend on; not which variants were asked for.
         environment: see `environment`.
         seconds: {stage: wall-clock seconds}.
         rows: tuple of `Row`, one per variant.
