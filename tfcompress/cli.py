@@ -46,6 +46,10 @@ def main(arguments=None):
         if not isinstance(error, known):
             print(f"({type(error).__name__}; --verbose shows where)", file=sys.stderr)
         return USAGE if isinstance(error, CommandError) else FAILURE
+    finally:
+        if arguments is not None:
+            # Called by a program that goes on, which wants its garbage collected; see `_load_model`.
+            gc.unfreeze()
     return 0
 
 
@@ -447,7 +451,10 @@ def _compress(options):
 
 
 def _load_model(path):
-    """The model of a file. Looking for garbage among all the new modules and layers would take a fifth of the time."""
+    """The model of a file.
+
+    Looking for garbage among the modules and layers that come, now and at the end, would take a fifth of the time.
+    """
     gc.disable()
     try:
         from tfcompress.models import load_model
@@ -459,7 +466,6 @@ def _load_model(path):
 
 
 def _model_and_data(options):
-
     model = _load_model(options.model)
     return model, _data(options, model)
 
