@@ -83,12 +83,10 @@ class _PointwiseConv2D(keras.layers.Conv2D):
     """A 1x1 convolution as one matrix product of all pixels: in bfloat16 up to 10 times faster on small images."""
 
     def call(self, inputs):
-        from keras import ops
-
-        *pixels, channels = ops.shape(inputs)
-        kernel = ops.reshape(self.kernel, (channels, self.filters))
-        outputs = ops.matmul(ops.reshape(inputs, (-1, channels)), kernel)
-        outputs = ops.reshape(outputs, (*pixels, self.filters))
+        *pixels, channels = keras.ops.shape(inputs)
+        kernel = keras.ops.reshape(self.kernel, (channels, self.filters))
+        outputs = keras.ops.matmul(keras.ops.reshape(inputs, (-1, channels)), kernel)
+        outputs = keras.ops.reshape(outputs, (*pixels, self.filters))
         if self.use_bias:
             outputs += self.bias
         return self.activation(outputs)
