@@ -170,6 +170,46 @@ def test_bfloat16_beside_depthwise_convolutions_rounds_operands_of_pointwise_one
     assert np.abs(outputs - expected).max() > 0
 
 
+@pytest.mark.parametrize(("size", "shape"), [((1, 1), (6, 5)), ((3, 3), (2, 2)), ((3, 1), (4, 3)), ((5, 3), (1, 4))])
+def test_convolution_as_a_matrix_product_has_the_outputs_and_gradients_of_a_convolution(size, shape, rng):
+    import tensorflow as tf
+
+    from tfcompress.training.fast import _convolve
+
+    x = tf.constant(rng.normal(size=(7, *shape, 4)).astype("float32"))
+    kernel = tf.constant(rng.normal(size=(*size, 4, 6)).astype("float32"))
+    upstream = rng.normal(size=(7, *shape, 6)).astype("float32")
+
+    def run(convolve):
+        with tf.GradientTape() as tape:
+            tape.watch([x, kernel])
+            outputs = convolve(x, kernel)
+        return [outputs, *tape.gradient(outputs, [x, kernel], upstream)]
+
+    expected = run(lambda x, kernel: tf.nn.conv2d(x, kernel, 1, "SAME"))
+    for name, a, b in zip(("outputs", "to x", "to kernel"), run(_convolve), expected):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4, err_msg=name)
+
+
+def test_bfloat16_computes_small_images_as_matrix_products_and_larger_ones_as_convolutions(rng, monkeypatch):
+    from tfcompress.training import fast
+
+    products = []
+    convolve = fast._convolve
+    monkeypatch.setattr(fast, "_convolve", lambda x, kernel: products.append(x.shape[1:3]) or convolve(x, kernel))
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Conv2D(8, 3, padding="same", bias_initializer="normal", activation="relu")(inputs)
+    x = layers.Conv2D(6, 3, padding="same")(layers.MaxPooling2D()(x))
+    x = layers.Conv2D(4, 3)(x)
+    model = keras.Model(inputs, layers.Dense(3)(layers.GlobalAveragePooling2D()(x)))
+    images = rng.normal(size=(5, 8, 8, 3)).astype("float32")
+    with fast.training_clone(model, "mixed_bfloat16") as clone:
+        products.clear()
+        outputs = keras.ops.convert_to_numpy(clone(images)).astype("float32")
+    assert products == [(4, 4)]
+    np.testing.assert_allclose(outputs, model.predict(images, verbose=0), atol=0.02)
+
+
 def test_student_of_a_teacher_follows_its_logits(digits):
     teacher = network(filters=16)
     fit(teacher, digits.x_train, digits.y_train, CONFIG)
