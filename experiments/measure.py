@@ -58,7 +58,8 @@ def record(task, dataset, split, variants, select, top5=False):
     Args:
         task: the `Run`.
         dataset: name of the data set.
-        split: its `Split`; None for networks that know nothing, of which sizes and latencies are all that counts.
+        split: its `Split`; None for networks that know nothing: sizes and latencies are all that counts of them, and
+            their files stay in the run directory.
         variants: list of `Variant`; the first is the float baseline.
         select: function of the rows that returns the one chosen on held-out images, or None.
         top5: whether a test image also counts where its class is among the first five.
@@ -73,8 +74,8 @@ def record(task, dataset, split, variants, select, top5=False):
     rows = [_row(variant, latency.median, split, top5) for variant, latency in zip(variants, latencies)]
     selected = select(rows)
     for i, (row, variant) in enumerate(zip(rows, variants)):
-        # The first seed's files are enough to look at; a float file is for nobody's phone.
-        published = task.seed == 0 and variant.file.precision == "int8"
+        # The first seed's files are enough to look at; a float file, and what knows nothing, is for nobody's phone.
+        published = split is not None and task.seed == 0 and variant.file.precision == "int8"
         if published:
             task.publish(variant.file.path)
         name = variant.file.path.name if published else None

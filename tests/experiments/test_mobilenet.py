@@ -102,6 +102,7 @@ def test_sizes_need_neither_weights_nor_images(tmp_path, short, monkeypatch):
     assert (record.experiment, record.dataset) == ("mobilenet-sizes", "none")
     assert all(row.top1 is row.top1_tflite is row.val_top1 is None and row.latency_ms > 0 for row in rows.values())
     assert rows["sparse50-int8-qat"].gzip_bytes < 0.85 * rows["int8-qat"].gzip_bytes
+    assert all(row.tflite is None for row in rows.values()) and not list((tmp_path / "results").rglob("*.tflite"))
 
 
 @pytest.mark.slow
