@@ -65,6 +65,7 @@ class Config(filters.Config):
         for name in (*self.variants, *self.quantized):
             if name != "float32":
                 parse(name, self)
+        filters.check_quantized(self, self.variants or default_variants(self))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +110,12 @@ def parse(name, config):
         return Pruning(type(criterion)(float(tau)), None, not nodistill)
     cuts = (float(params) / 100, float(macs) / 100) if params else points.get(point)
     return Pruning(criterion, cuts, not nodistill)
+
+
+def default_variants(config):
+    """Diversity at the published points; on CIFAR-10 the other criteria at point b, before what goes beyond it."""
+    names = [f"diversity-{point}" for point in POINTS.get((config.model, config.dataset), OUR_POINTS)]
+    return (*names[:2], *(COMPARED if config.dataset == "cifar10" else ()), *names[2:])
 
 
 PROFILES = {
@@ -238,12 +245,6 @@ def widths(model, config, cuts):
     return thresholds, {layer: 1 - len(plan.kept[layer]) / plan.widths[layer] for layer in thresholds}
 
 
-def default_variants(config):
-    """Diversity at the published points; on CIFAR-10 the other criteria at point b, before what goes beyond it."""
-    names = [f"diversity-{point}" for point in POINTS.get((config.model, config.dataset), OUR_POINTS)]
-    return (*names[:2], *(COMPARED if config.dataset == "cifar10" else ()), *names[2:])
-
-
 def layers_csv(plan, thresholds):
     """The thesis' appendix table: each layer's threshold, where it has one, and its filters before and after."""
     text = io.StringIO()
@@ -261,8 +262,7 @@ def ship(task, name, model):
     from tfcompress.files import save_model
 
     path = task.directory / f"{name}.keras"
-    if not path.exists():
-        save_model(model, path)
+    save_model(model, path)
     if task.seed == 0 and path.stat().st_size < LARGEST_SHIPPED:
         task.publish(path)
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from experiments import measure
 from experiments.runner import option, write_json
-from tfcompress.files import replacing, save_model
+from tfcompress.files import replacing, save_model, write_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +34,13 @@ class Config(Training):
     quantized: tuple = option((), "those of them brought to int8; none: the first", identity=False)
 
 
+def check_quantized(config, variants):
+    """Refuses to quantize what is not among the pruned networks."""
+    missing = set(config.quantized) - {"float32", *variants}
+    if missing:
+        raise ValueError(f"quantized must be among the variants, {', '.join(variants)}. Received: {sorted(missing)}")
+
+
 def baseline(task, build, split, start="", ship=True):
     """Trains the unpruned network, or takes its weights from the results, where a long training has left them.
 
@@ -48,6 +55,9 @@ def baseline(task, build, split, start="", ship=True):
 
     Returns:
         A Keras model.
+
+    Raises:
+        SystemExit: the file is no baseline of this network, or the results hold one of another number of epochs.
     """
     import keras
 
@@ -63,7 +73,12 @@ def baseline(task, build, split, start="", ship=True):
         return model
     if shipped.exists() and not config.train_baseline:
         print(f"\n== baseline: weights of {shipped} (--train_baseline trains them again)", flush=True)
-        _load_float16(model, shipped)
+        epochs = _load_float16(model, shipped)["training"]["epochs"]
+        if epochs != config.baseline_epochs:
+            raise SystemExit(
+                f"{shipped} was trained for {epochs} epochs, not {config.baseline_epochs}: "
+                f"--baseline_epochs={epochs} starts from it, --train_baseline puts another in its place"
+            )
         return model
     training = TrainingConfig(
         epochs=config.baseline_epochs,
@@ -113,27 +128,57 @@ def prune_and_finetune(task, name, unpruned, split, criterion, distill=True, sof
     Returns:
         The network and its `PruningPlan`.
     """
-    from tfcompress import apply_plan, prune_channels, recalibrate
+    from tfcompress import apply_plan, recalibrate
     from tfcompress.graph import clone_uncompiled
     from tfcompress.training import SoftPruning, fit
 
-    arguments = {"validation": split.validation, "teacher": unpruned if distill else None}
+    arguments = {"validation": split.validation, "teacher": cached(task, unpruned) if distill else None}
+    images = split.train[0][:1024].astype("float32") / 255
     with task.stage(name) as directory:
-        model, plan = prune_channels(unpruned, criterion, **budget)
-        print(f"   {plan.params_reduction:.1%} of the parameters, {plan.macs_reduction:.1%} of the MACs removed")
         if soft:
             model = clone_uncompiled(unpruned)
             model.set_weights(unpruned.get_weights())
             pruning = SoftPruning(model, criterion, directory / "plan.json", **budget)
             arguments["callbacks"] = [pruning]
         else:
-            recalibrate(model, split.train[0][:1024].astype("float32") / 255, batch_size=128)
+            model, plan = _pruned(unpruned, criterion, budget, images, directory)
         fit(model, *split.train, training or finetuning(task), directory=directory, **arguments)
         if soft:
             plan = pruning.plan
             model = apply_plan(model, plan)
+            # The filters that go had come back in the last epoch.
+            recalibrate(model, images, batch_size=128)
+        print(f"   {plan.params_reduction:.1%} of the parameters, {plan.macs_reduction:.1%} of the MACs removed")
     task.publish_text(f"{name}.plan.json", plan.to_json())
     return model, plan
+
+
+def _pruned(unpruned, criterion, budget, images, directory):
+    """The pruned network before its fine-tuning, recalibrated on the images, and its plan.
+
+    Both are kept in the directory, for this network and budget: a fine-tuning resumes from these weights only, not from
+    almost the same ones, as another processor computes them.
+    """
+    from tfcompress import PruningPlan, prune_channels, recalibrate
+    from tfcompress.models import load_model
+    from tfcompress.training.checkpoint import digest
+
+    origin = digest([*unpruned.get_weights(), np.array(repr(budget))])[:16]
+    path, plan_path = directory / f"pruned-{origin}.keras", directory / f"pruned-{origin}.plan.json"
+    if path.exists():
+        return load_model(path), PruningPlan.from_json(plan_path.read_text())
+    model, plan = prune_channels(unpruned, criterion, **budget)
+    recalibrate(model, images, batch_size=128)
+    write_text(plan_path, plan.to_json())
+    save_model(model, path)
+    return model, plan
+
+
+def cached(task, teacher):
+    """The teacher for all students of all experiments, whose logits are kept beside their runs."""
+    from tfcompress.training import CachedTeacher
+
+    return CachedTeacher(teacher, task.workdir / "teacher")
 
 
 def finetuning(task):
@@ -169,7 +214,7 @@ def quantize(task, name, model, teacher, split, training=None, preserve_sparsity
             *split.train,
             training,
             preserve_sparsity=preserve_sparsity,
-            teacher=teacher,
+            teacher=cached(task, teacher),
             validation=split.validation,
             directory=directory,
         )
@@ -206,5 +251,7 @@ def _load(model, path):
 
 
 def _load_float16(model, path):
+    """Copies what `_save_float16` wrote into a network; returns the notes."""
     with np.load(path) as stored:
         model.set_weights([stored[name].astype("float32") for name in sorted(stored.files) if name != "notes"])
+        return json.loads(str(stored["notes"]))

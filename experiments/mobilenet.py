@@ -246,7 +246,7 @@ def _sparsify(task, name, unpruned, split, sparsity):
             sparsity,
             *split.train,
             training,
-            teacher=unpruned,
+            teacher=filters.cached(task, unpruned),
             validation=split.validation,
             directory=directory,
         )

@@ -55,6 +55,7 @@ class Config(filters.Config):
             raise ValueError(f"model must be resnet20, resnet56, resnet110, ... Received: {self.model!r}")
         for name in (*self.variants, *self.quantized):
             parse(name)
+        filters.check_quantized(self, self.variants or default_variants(self.model))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +88,12 @@ def parse(name):
     if fit == "distribution_fit" and method in METHODS:
         criterion = criteria.DistributionFit(METHODS[method])
     return Pruning(criteria.get(criterion), int(percent) / 100, widths == "first", not nodistill, bool(soft))
+
+
+def default_variants(model):
+    """The variants of a network at its published cut, and for ResNet110 those beyond it."""
+    names = tuple(name.format(CUT.get(model, 50)) for name in VARIANTS)
+    return (*names, *BEYOND) if model == "resnet110" else names
 
 
 PROFILES = {
@@ -147,12 +154,6 @@ def run(task):
     measure.record(task, dataset, split, variants, select)
     write_filter_norms(norms(unpruned, plans), task.result_directory)
     task.close()
-
-
-def default_variants(model):
-    """The variants of a network at its published cut, and for ResNet110 those beyond it."""
-    names = tuple(name.format(CUT.get(model, 50)) for name in VARIANTS)
-    return (*names, *BEYOND) if model == "resnet110" else names
 
 
 def streams(model):

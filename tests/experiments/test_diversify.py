@@ -121,6 +121,7 @@ def test_recorded_thresholds_given_again_make_the_same_network(smoke, run_experi
         ({"variants": ("l1-given",)}, "needs --thresholds"),
         ({"variants": ("l1-tau0.5",)}, "only diversity and redundancy"),
         ({"quantized": ("l3-b",)}, "geometric_median"),
+        ({"quantized": ("diversity-b",), "variants": ("diversity-a",)}, "among the variants, diversity-a"),
         ({"thresholds": (1.5,)}, "cosines in"),
     ],
 )

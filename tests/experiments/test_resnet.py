@@ -67,6 +67,8 @@ def test_one_more_variant_is_no_new_run(smoke, run_experiment):
     more = run_experiment("resnet", smoke, "--profile=smoke", f"--variants={name},l2-macs50-first-nodistill")
     assert more.returncode == 0, more.stderr
     assert "baseline-smoke-seed0.npz" in more.stdout and more.stdout.count("epoch 1/1") == 1
+    other = run_experiment("resnet", smoke, "--profile=smoke", "--baseline_epochs=3")
+    assert other.returncode == 1 and "was trained for 2 epochs, not 3" in other.stderr
     (extended,) = read_records(smoke / "results")
     assert {row.variant: row.top1_tflite for row in extended.rows if row.variant in rows} == {
         variant: row.top1_tflite for variant, row in rows.items()
@@ -79,6 +81,7 @@ def test_one_more_variant_is_no_new_run(smoke, run_experiment):
         ({"model": "vgg16"}, "model must be resnet20"),
         ({"variants": ("l2-62",)}, "criterion-macs<percent>-every"),
         ({"quantized": ("l3-macs62-every",)}, "geometric_median"),
+        ({"quantized": ("l2-macs54-every",), "variants": ("random-macs54-every",)}, "among the variants, random"),
     ],
 )
 def test_bad_configurations_are_named(fields, message):

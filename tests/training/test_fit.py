@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from tfcompress.training import CheckpointError, TrainingConfig, accuracy, fit, predict
+from tfcompress.training import CachedTeacher, CheckpointError, TrainingConfig, accuracy, fit, predict
 from tfcompress.training.fast import training_clone
 from tfcompress.training.fit import _loss
 
@@ -218,6 +218,39 @@ def test_student_of_a_teacher_follows_its_logits(digits):
     student = network(seed=1)
     fit(student, digits.x_train, wrong_labels, config, teacher=teacher)
     assert accuracy(student, digits.x_test, digits.y_test) > 0.85
+
+
+def test_cached_teacher_is_asked_by_the_first_student_only(digits, tmp_path, monkeypatch):
+    from tfcompress.training import teacher as module
+
+    asked = []
+    monkeypatch.setattr(module, "predict", lambda model, x: asked.append(len(x)) or predict(model, x))
+    model, config = network(filters=16), dataclasses.replace(CONFIG, epochs=2)
+    teacher = CachedTeacher(model, tmp_path)
+
+    def student(teacher, config=config):
+        asked.clear()
+        student = network(seed=1)
+        fit(student, digits.x_train, digits.y_train, config, teacher=teacher)
+        return student.get_weights(), len(asked)
+
+    expected, _ = student(model)
+    for questions in (2, 0):
+        weights, count = student(teacher)
+        assert count == questions
+        for a, b in zip(weights, expected):
+            np.testing.assert_array_equal(a, b)
+    assert student(teacher, dataclasses.replace(config, seed=1))[1] == 2
+    assert student(CachedTeacher(network(seed=2, filters=16), tmp_path))[1] == 2
+
+
+def test_damaged_logits_of_a_cached_teacher_are_refused(digits, tmp_path):
+    teacher, config = CachedTeacher(network(filters=16), tmp_path), dataclasses.replace(CONFIG, epochs=1)
+    fit(network(), digits.x_train, digits.y_train, config, teacher=teacher)
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match=r"damaged.*delete it"):
+        fit(network(), digits.x_train, digits.y_train, config, teacher=teacher)
 
 
 def test_distillation_loss_is_hintons(rng):

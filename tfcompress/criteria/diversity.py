@@ -4,7 +4,10 @@ import numpy as np
 
 from tfcompress.criteria.base import Criterion
 
-DEAD = 1e-3  # of the layer's mean norm: below, a filter is a leftover of weight decay whose direction says nothing
+# Of the layer's mean norm. Below, a filter is what weight decay has left, and its direction says nothing: 60 epochs
+# leave 0.4 % of the initial norm, 0.005 to 0.05 of the mean in trained ResNet20 and MobileNet. Their smallest live
+# filters have 0.1 of it.
+DEAD = 0.05
 
 
 class Diversity(Criterion):
@@ -55,8 +58,8 @@ def cosine_similarities(filters):
 def eliminate(filters, cosine=None):
     """The order in which filters go, and the similarity of the pair each time: two arrays (N - 1,).
 
-    The similarities never rise, as the largest is taken each time. A filter without weights is a multiple of any other:
-    its similarity counts as 1, and it goes first.
+    The similarities never rise, as the largest is taken each time. A dead filter says nothing that another one does
+    not: its similarity counts as 1, and it goes first.
 
     Args:
         filters: (N, d).

@@ -36,7 +36,7 @@ def quantization_aware_training(
         config: a `TrainingConfig`.
         preserve_sparsity: whether weights that are zero stay zero.
         input_range: (smallest, largest) value of the model's inputs; (0, 1) for pixels / 255.
-        teacher: a model to be distilled from, or None.
+        teacher: a model to be distilled from, a `CachedTeacher`, or None.
         validation: (images, labels) to measure after each epoch, or None.
         directory: where the checkpoints go, or None. The same call resumes there.
 

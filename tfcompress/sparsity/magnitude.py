@@ -35,7 +35,7 @@ def sparsify(
         config: a `TrainingConfig`.
         allocation: each layer's part, see `allocate`.
         ramp: (start, end) of the ramp as fractions of the training.
-        teacher: a model to be distilled from, or None.
+        teacher: a model to be distilled from, a `CachedTeacher`, or None.
         validation: (images, labels) to measure after each epoch, or None.
         directory: where the checkpoints go, or None. The same call resumes there.
 

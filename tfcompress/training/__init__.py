@@ -5,5 +5,6 @@ from tfcompress.training.config import TrainingConfig
 from tfcompress.training.fit import fit
 from tfcompress.training.predict import accuracy, predict
 from tfcompress.training.soft_pruning import SoftPruning
+from tfcompress.training.teacher import CachedTeacher
 
-__all__ = ["CheckpointError", "SoftPruning", "TrainingConfig", "accuracy", "fit", "predict"]
+__all__ = ["CachedTeacher", "CheckpointError", "SoftPruning", "TrainingConfig", "accuracy", "fit", "predict"]

@@ -15,8 +15,9 @@ from tfcompress.training.augment import augment
 from tfcompress.training.checkpoint import CheckpointError, digest, load_checkpoint, save_checkpoint
 from tfcompress.training.config import TrainingConfig
 from tfcompress.training.fast import training_clone
-from tfcompress.training.predict import accuracy, as_float, predict
+from tfcompress.training.predict import accuracy, as_float
 from tfcompress.training.schedule import learning_rates, table_schedule
+from tfcompress.training.teacher import logits_of
 
 
 def fit(model, images, labels, config: TrainingConfig, *, validation=None, teacher=None, directory=None, callbacks=()):
@@ -35,7 +36,7 @@ def fit(model, images, labels, config: TrainingConfig, *, validation=None, teach
         config: a `TrainingConfig`.
         validation: (images, labels) to measure after each epoch, or None.
         teacher: a model whose softened logits on the same augmented images are learned too (Hinton et al. 2015,
-            "Distilling the knowledge in a neural network"), or None.
+            "Distilling the knowledge in a neural network"), a `CachedTeacher`, or None.
         directory: where `checkpoint.npz` and `history.csv` go; None keeps nothing.
         callbacks: Keras callbacks of the model's own framework.
 
@@ -54,15 +55,15 @@ def fit(model, images, labels, config: TrainingConfig, *, validation=None, teach
     steps = -(-len(images) // config.batch_size)
     with (
         training_clone(model, config.precision) as trained,
-        _fast(teacher, config.precision) as teacher,
+        logits_of(teacher, config.precision) as ask,
         _prompt_statistics(trained, steps),
     ):
         _seed_dropout(trained, config.seed)
         rates = learning_rates(config, steps)
-        _compile(trained, config, rates, classes, teacher is not None)
+        _compile(trained, config, rates, classes, ask is not None)
         history = _restore(trained, path, identity) if path else []
         for epoch in range(len(history), config.epochs):
-            row = _train_epoch(trained, images, labels, classes, config, epoch, teacher, callbacks)
+            row = _train_epoch(trained, images, labels, classes, config, epoch, ask, callbacks)
             row["learning_rate"] = float(rates[(epoch + 1) * steps - 1])
             row["val_accuracy"] = accuracy(trained, *validation) if validation else None
             history.append(row)
@@ -72,13 +73,6 @@ def fit(model, images, labels, config: TrainingConfig, *, validation=None, teach
                 _write_history(path.with_name("history.csv"), history)
             _report(history, config.epochs)
     return history
-
-
-def _fast(teacher, precision):
-    """The teacher in the arithmetic of the training: its forward passes are a large part of a distillation."""
-    import keras
-
-    return training_clone(teacher, precision) if isinstance(teacher, keras.Model) else contextlib.nullcontext(teacher)
 
 
 @contextlib.contextmanager
@@ -94,7 +88,7 @@ def _prompt_statistics(model, steps):
             layer.momentum = momentum
 
 
-def _train_epoch(model, images, labels, classes, config, epoch, teacher, callbacks):
+def _train_epoch(model, images, labels, classes, config, epoch, ask, callbacks):
     start = time.perf_counter()
     # A generator of its own for each epoch makes the data of epoch k independent of how often the run was resumed.
     rng = np.random.default_rng([config.seed, epoch])
@@ -102,8 +96,8 @@ def _train_epoch(model, images, labels, classes, config, epoch, teacher, callbac
     x = as_float(augment(images[order], config, rng))
     y = np.eye(classes, dtype="float32")[labels[order]]
     y = y * (1 - config.label_smoothing) + np.float32(config.label_smoothing / classes)
-    if teacher is not None:
-        y = np.concatenate([y, predict(teacher, x)], axis=1)
+    if ask:
+        y = np.concatenate([y, ask(x)], axis=1)
     history = model.fit(
         **_batches(x, y, config.batch_size),
         shuffle=False,
