@@ -155,6 +155,7 @@ def run(task):
     networks, plans = {"float32": unpruned}, {}
     widths_at = functools.cache(lambda cuts: widths(unpruned, config, cuts))
     for name in config.variants or default_variants(config):
+        measure.record_so_far(task, dataset, split, variants, lambda rows: None)
         pruning = parse(name, config)
         thresholds, ratios = ({}, None) if pruning.criterion.threshold is not None else widths_at(pruning.cuts)
         model, plan = filters.prune_and_finetune(
@@ -172,6 +173,7 @@ def run(task):
         variants.append(measure.export(task, name, model, model, "float32"))
     diversified = [name for name in plans if name.startswith("diversity")]
     for name in config.quantized or diversified:
+        measure.record_so_far(task, dataset, split, variants, lambda rows: None)
         variants.append(filters.quantize(task, name, networks[name], unpruned, split))
     for name in diversified:
         ship(task, name, networks[name])

@@ -84,6 +84,22 @@ def record(task, dataset, split, variants, select, top5=False):
     return selected
 
 
+def record_so_far(task, dataset, split, variants, select, top5=False):
+    """Does what `record` does, unless the results hold all of it: a run that is stopped leaves what it has measured.
+
+    Args:
+        task, dataset, split, variants, select, top5: as for `record`.
+    """
+    from tfcompress.reporting import read_records
+
+    identity = json.loads(json.dumps(task.identity))
+    for stored in read_records(task.results):
+        here = (stored.experiment, stored.profile, stored.seed) == (task.experiment, task.profile, task.seed)
+        if here and stored.config == identity and {v.name for v in variants} <= {row.variant for row in stored.rows}:
+            return
+    record(task, dataset, split, variants, select, top5)
+
+
 def write(task, dataset, rows):
     """Writes the record of a run with these rows.
 

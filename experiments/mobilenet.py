@@ -23,6 +23,7 @@ network, in dB, stands in signal_to_noise.csv beside the record.
 """
 
 import dataclasses
+import functools
 import re
 
 import numpy as np
@@ -140,7 +141,9 @@ def _run_cifar(task):
     unpruned = filters.baseline(task, build, split)
     if config.baseline_epochs * len(split.train[0]) < FEW_IMAGES:
         recalibrate(unpruned, split.train[0] / np.float32(255), batch_size=128)
-    measure.record(task, dataset, split, compress(task, unpruned, split), select)
+    so_far = functools.partial(measure.record_so_far, task, dataset, split, select=select)
+    variants = compress(task, unpruned, split, so_far)
+    measure.record(task, dataset, split, variants, select)
 
 
 def _run_imagenet(task):
@@ -153,7 +156,9 @@ def _run_imagenet(task):
     train, validation = split_validation(*data.train, count)
     split = Split(train, validation, data.test or data.validation)
     network = pretrained(config.imagenet_weights, config.alpha, len(data.class_names))
-    measure.record(task, "imagenet", split, compress(task, network, split), select, top5=True)
+    so_far = functools.partial(measure.record_so_far, task, "imagenet", split, select=select, top5=True)
+    variants = compress(task, network, split, so_far)
+    measure.record(task, "imagenet", split, variants, select, top5=True)
 
 
 def _run_sizes(task):
@@ -199,13 +204,14 @@ def _imagenet_network(alpha, classes):
     return mobilenet((224, 224, 3), alpha, classes, stem_strides=2, rescaling=True)
 
 
-def compress(task, unpruned, split):
+def compress(task, unpruned, split, so_far=lambda variants: None):
     """Exports the float network and its int8 files: after training, quantization-aware, and behind every variant.
 
     Args:
         task: the `Run`.
         unpruned: the float network, which also teaches every other one.
         split: the `Split`.
+        so_far: function that is called with the list before every long stage but the first.
 
     Returns:
         List of `Variant`.
@@ -219,6 +225,7 @@ def compress(task, unpruned, split):
     ]
     sources = [unpruned, unpruned, unpruned]
     for name in config.variants or VARIANTS[config.setting]:
+        so_far(variants)
         criterion, budget = parse(name)
         if criterion is None:
             network = _sparsify(task, name, unpruned, split, **budget)

@@ -133,6 +133,7 @@ def run(task):
     variants = [measure.export(task, "float32", unpruned, unpruned, "float32")]
     networks, plans = {"float32": unpruned}, {}
     for name in config.variants or default_variants(config.model):
+        measure.record_so_far(task, dataset, split, variants, select)
         pruning = parse(name)
         model, plan = filters.prune_and_finetune(
             task,
@@ -150,6 +151,7 @@ def run(task):
         variants.append(measure.export(task, name, model, model, "float32", macs_cut_papers=cut))
     first = next(name for name in networks if name != "float32")
     for name in ("float32", *(config.quantized or (first,))):
+        measure.record_so_far(task, dataset, split, variants, select)
         variants.append(filters.quantize(task, name, networks[name], unpruned, split))
     measure.record(task, dataset, split, variants, select)
     write_filter_norms(norms(unpruned, plans), task.result_directory)
