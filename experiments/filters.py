@@ -73,7 +73,9 @@ def baseline(task, build, split, start="", ship=True):
         return model
     if shipped.exists() and not config.train_baseline:
         print(f"\n== baseline: weights of {shipped} (--train_baseline trains them again)", flush=True)
-        epochs = _load_float16(model, shipped)["training"]["epochs"]
+        notes = _load_float16(model, shipped)
+        task.seconds["baseline"] = _seconds(notes["history"])
+        epochs = notes["training"]["epochs"]
         if epochs != config.baseline_epochs:
             raise SystemExit(
                 f"{shipped} was trained for {epochs} epochs, not {config.baseline_epochs}: "
@@ -95,7 +97,7 @@ def baseline(task, build, split, start="", ship=True):
     directory = task.workdir / name
     print(f"\n== baseline: {directory}", flush=True)
     history = fit(model, *split.train, training, validation=split.validation, directory=directory)
-    task.seconds["baseline"] = round(sum(row["seconds"] for row in history), 1)
+    task.seconds["baseline"] = _seconds(history)
     model.set_weights([weights.astype("float16").astype("float32") for weights in model.get_weights()])
     notes = {
         "command": task.command,
@@ -228,6 +230,10 @@ def quantizing(task):
     return TrainingConfig(
         epochs=task.config.qat_epochs, learning_rate=0.005, crop_padding=4, flip=True, temperature=4.0, seed=task.seed
     )
+
+
+def _seconds(history):
+    return round(sum(row["seconds"] for row in history), 1)
 
 
 def _save_float16(model, path, notes):
