@@ -95,7 +95,8 @@ def _translate_config(layer, layer_class):
         elif key.endswith(("_regularizer", "_constraint")) and value is not None:
             module = tf_keras.regularizers if key.endswith("_regularizer") else tf_keras.constraints
             config[key] = module.get({"class_name": value["class_name"], "config": value["config"]})
-    known = {"name", "trainable", "dtype", *inspect.signature(layer_class).parameters}
+    # Python 3.11.2, for one, takes an inherited __new__ for the signature of a class.
+    known = {"name", "trainable", "dtype", *inspect.signature(layer_class.__init__).parameters}
     unknown = {key: value for key, value in config.items() if key not in known and value not in (None, False)}
     unknown.pop("renorm_momentum", None)  # without effect, as `renorm` itself must be off
     if unknown:

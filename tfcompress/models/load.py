@@ -270,7 +270,8 @@ def _translate(path, entry):
         config["negative_slope"] = config.pop("alpha")
     if isinstance(config.get("dtype"), dict):
         config["dtype"] = config["dtype"]["config"]["name"]
-    known = {"name", "trainable", "dtype", *inspect.signature(getattr(keras.layers, class_name)).parameters}
+    # Python 3.11.2, for one, takes an inherited __new__ for the signature of a class.
+    known = {"name", "trainable", "dtype", *inspect.signature(getattr(keras.layers, class_name).__init__).parameters}
     unknown = {key: value for key, value in config.items() if key not in known}
     lost = {
         key: value
