@@ -153,9 +153,10 @@ def run(task):
     unpruned = filters.baseline(task, build, split, config.baseline, ship=config.model != "vgg16")
     variants = [measure.export(task, "float32", unpruned, unpruned, "float32")]
     networks, plans = {"float32": unpruned}, {}
+    so_far = functools.partial(measure.record_so_far, task, dataset, split, select=lambda rows: None)
     widths_at = functools.cache(lambda cuts: widths(unpruned, config, cuts))
     for name in config.variants or default_variants(config):
-        measure.record_so_far(task, dataset, split, variants, lambda rows: None)
+        so_far(variants)
         pruning = parse(name, config)
         thresholds, ratios = ({}, None) if pruning.criterion.threshold is not None else widths_at(pruning.cuts)
         model, plan = filters.prune_and_finetune(
@@ -173,7 +174,7 @@ def run(task):
         variants.append(measure.export(task, name, model, model, "float32"))
     diversified = [name for name in plans if name.startswith("diversity")]
     for name in config.quantized or diversified:
-        measure.record_so_far(task, dataset, split, variants, lambda rows: None)
+        so_far(variants)
         variants.append(filters.quantize(task, name, networks[name], unpruned, split))
     for name in diversified:
         ship(task, name, networks[name])

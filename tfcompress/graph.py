@@ -1,5 +1,6 @@
 """One walk over the calls of a Keras model, nested models included: profiling, surgery and recalibration share it."""
 
+import inspect
 from dataclasses import dataclass
 
 import keras
@@ -12,6 +13,14 @@ def clone_uncompiled(model, **options):
         return keras.models.clone_model(model, **options)
     finally:
         model.compiled = compiled
+
+
+def arguments_of(layer_class):
+    """The names of the arguments that a layer of Keras 3 or tf_keras is made with.
+
+    Python 3.11.2, for one, takes an inherited `__new__` for the signature of a class.
+    """
+    return {"name", "trainable", "dtype", *inspect.signature(layer_class.__init__).parameters}
 
 
 @dataclass(frozen=True)

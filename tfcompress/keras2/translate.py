@@ -1,12 +1,11 @@
 """Translates Keras 3 models to tf_keras (Keras 2), layer by layer, weights included."""
 
-import inspect
-
 import keras
 import numpy as np
 import tf_keras
 
 from tfcompress.errors import UnsupportedLayerError
+from tfcompress.graph import arguments_of
 from tfcompress.keras2.activations import ACTIVATIONS
 
 
@@ -95,8 +94,7 @@ def _translate_config(layer, layer_class):
         elif key.endswith(("_regularizer", "_constraint")) and value is not None:
             module = tf_keras.regularizers if key.endswith("_regularizer") else tf_keras.constraints
             config[key] = module.get({"class_name": value["class_name"], "config": value["config"]})
-    # Python 3.11.2, for one, takes an inherited __new__ for the signature of a class.
-    known = {"name", "trainable", "dtype", *inspect.signature(layer_class.__init__).parameters}
+    known = arguments_of(layer_class)
     unknown = {key: value for key, value in config.items() if key not in known and value not in (None, False)}
     unknown.pop("renorm_momentum", None)  # without effect, as `renorm` itself must be off
     if unknown:

@@ -1,6 +1,5 @@
 """Loading of the user's own model files, without running code that they bring."""
 
-import inspect
 import json
 import zipfile
 import zlib
@@ -9,6 +8,8 @@ from pathlib import Path
 import h5py
 import keras
 import numpy as np
+
+from tfcompress.graph import arguments_of
 
 _MODELS = ("Functional", "Model", "Sequential")
 _NOT_LAYERS = ("Policy", "TFOpLambda", "__keras_tensor__", "__numpy__", "__tensor__", "__ellipsis__", "__slice__")
@@ -270,8 +271,7 @@ def _translate(path, entry):
         config["negative_slope"] = config.pop("alpha")
     if isinstance(config.get("dtype"), dict):
         config["dtype"] = config["dtype"]["config"]["name"]
-    # Python 3.11.2, for one, takes an inherited __new__ for the signature of a class.
-    known = {"name", "trainable", "dtype", *inspect.signature(getattr(keras.layers, class_name).__init__).parameters}
+    known = arguments_of(getattr(keras.layers, class_name))
     unknown = {key: value for key, value in config.items() if key not in known}
     lost = {
         key: value
