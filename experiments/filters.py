@@ -20,6 +20,7 @@ class Training:
     held_out: int = option(2500, "training images kept for choices")
     baseline_seed: int = option(0, "seed of the baseline, which all fine-tuning seeds share")
     baseline_epochs: int = option(60, "epochs of the baseline")
+    baseline_cutout: int = option(0, "side in pixels of the square hidden in each image that the baseline trains on")
     train_baseline: bool = option(False, "train the baseline even where its weights are in the results", identity=False)
     finetune_epochs: int = option(20, "epochs of each pruned network")
     qat_epochs: int = option(3, "epochs of quantization-aware training")
@@ -57,7 +58,7 @@ def baseline(task, build, split, start="", ship=True):
         A Keras model.
 
     Raises:
-        SystemExit: the file is no baseline of this network, or the results hold one of another number of epochs.
+        SystemExit: the file is no baseline of this network, or the results hold one of another training.
     """
     import keras
 
@@ -75,11 +76,12 @@ def baseline(task, build, split, start="", ship=True):
         print(f"\n== baseline: weights of {shipped} (--train_baseline trains them again)", flush=True)
         notes = _load_float16(model, shipped)
         task.seconds["baseline"] = _seconds(notes["history"])
-        epochs = notes["training"]["epochs"]
-        if epochs != config.baseline_epochs:
+        epochs, cutout = notes["training"]["epochs"], notes["training"].get("cutout", 0)
+        if (epochs, cutout) != (config.baseline_epochs, config.baseline_cutout):
             raise SystemExit(
-                f"{shipped} was trained for {epochs} epochs, not {config.baseline_epochs}: "
-                f"--baseline_epochs={epochs} starts from it, --train_baseline puts another in its place"
+                f"{shipped} was trained for {epochs} epochs with a cutout of {cutout}, not {config.baseline_epochs} "
+                f"with {config.baseline_cutout}: --baseline_epochs={epochs} --baseline_cutout={cutout} start from it, "
+                "--train_baseline puts another in its place"
             )
         return model
     training = TrainingConfig(
@@ -89,12 +91,13 @@ def baseline(task, build, split, start="", ship=True):
         weight_decay=5e-3,
         crop_padding=4,
         flip=True,
+        cutout=config.baseline_cutout,
         precision=config.precision,
         seed=config.baseline_seed,
     )
     # All fine-tuning seeds and later choices of variants share this folder; fit refuses one of another training.
     name = f"{task.experiment}-{task.profile}-baseline{config.baseline_seed}-{config.baseline_epochs}epochs"
-    directory = task.workdir / name
+    directory = task.workdir / (f"{name}-cutout{config.baseline_cutout}" if config.baseline_cutout else name)
     print(f"\n== baseline: {directory}", flush=True)
     history = fit(model, *split.train, training, validation=split.validation, directory=directory)
     task.seconds["baseline"] = _seconds(history)

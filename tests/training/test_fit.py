@@ -9,6 +9,7 @@ import pytest
 from keras import layers
 
 from tfcompress.training import CachedTeacher, CheckpointError, TrainingConfig, accuracy, fit, predict
+from tfcompress.training.checkpoint import load_checkpoint, save_checkpoint
 from tfcompress.training.fast import training_clone
 from tfcompress.training.fit import _loss
 
@@ -60,6 +61,18 @@ def test_checkpoint_of_another_training_is_refused(digits, tmp_path, change):
         CheckpointError, match={"config": "learning_rate 0.1, now 0.2", "data": "images", "weights": "init"}[change]
     ):
         fit(network(seed=int(change == "weights")), images, labels, config, directory=tmp_path)
+
+
+def test_checkpoint_from_before_a_hyperparameter_is_one_of_its_default(digits, tmp_path):
+    images, labels = digits.x_train[:256], digits.y_train[:256]
+    config = dataclasses.replace(CONFIG, epochs=1)
+    fit(network(), images, labels, config, directory=tmp_path)
+    arrays, meta = load_checkpoint(tmp_path / "checkpoint.npz")
+    del meta["cutout"]
+    save_checkpoint(tmp_path / "checkpoint.npz", arrays, meta)
+    fit(network(), images, labels, config, directory=tmp_path)
+    with pytest.raises(CheckpointError, match="cutout 0, now 3"):
+        fit(network(), images, labels, dataclasses.replace(config, cutout=3), directory=tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,21 @@ def test_crop_shifts_and_fills_with_zeros(rng):
     assert counts.sum() == 300 and counts.min() > 10
 
 
+def test_cutout_hides_a_square_behind_the_mean_colour(rng):
+    x = images(rng)
+    x[:, :, :, 0] = 7
+    y = augment(x, config(cutout=4), rng)
+    assert (y[..., 0] == 7).all()
+    hidden = (y[..., 1] != x[..., 1]) | (y[..., 2] != x[..., 2])
+    mean = x.mean((0, 1, 2)).astype(np.uint8)
+    np.testing.assert_array_equal(y[hidden], np.tile(mean, (hidden.sum(), 1)))
+    rows, columns = hidden.any(2), hidden.any(1)
+    assert (rows.sum(1) <= 4).all() and (columns.sum(1) <= 4).all() and hidden.any((1, 2)).all()
+    # The edges cut off some of the 4 rows: those about row 0, 1, ... are 2, 3, 4, ..., 4, 3.
+    assert hidden.mean() == pytest.approx((44 / 12 / 12) ** 2, rel=0.03)
+    assert np.all(np.abs(rows.mean(0)[2:-2] - 1 / 3) < 0.1)
+
+
 def test_affine_of_nothing_is_the_identity_and_rotation_turns(rng):
     x = images(rng)
     np.testing.assert_array_equal(augment(x, config(rotation=1e-9), rng), x)
@@ -81,6 +96,6 @@ def test_affine_of_nothing_is_the_identity_and_rotation_turns(rng):
 
 def test_same_generator_same_images(rng):
     x = images(rng)
-    options = config(crop_padding=2, flip=True, rotation=10.0, scaling=0.1)
+    options = config(crop_padding=2, flip=True, rotation=10.0, scaling=0.1, cutout=3)
     a, b = (augment(x, options, np.random.default_rng([1, 2])) for _ in range(2))
     np.testing.assert_array_equal(a, b)

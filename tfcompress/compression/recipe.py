@@ -43,7 +43,7 @@ OPTIONS = {
     "qat": {**_TRAIN, "preserve_sparsity": (bool, "true or false")},
     "export": {"precision": (str, ", ".join(PRECISIONS))},
 }
-AUGMENTATION = ("crop_padding", "flip", "rotation", "scaling")
+AUGMENTATION = ("crop_padding", "flip", "rotation", "scaling", "cutout")
 REQUIRED = {"finetune": ("epochs",), "sparsify": ("epochs", "sparsity"), "qat": ("epochs",)}
 
 

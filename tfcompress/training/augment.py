@@ -10,13 +10,13 @@ def augment(images, config, rng):
 
     Args:
         images: array of shape (N, H, W, C).
-        config: a `TrainingConfig`; uses `crop_padding`, `flip`, `rotation` and `scaling`.
+        config: a `TrainingConfig`; uses `crop_padding`, `flip`, `rotation`, `scaling` and `cutout`.
         rng: a `numpy.random.Generator`.
 
     Returns:
         Array of the shape and dtype of `images`.
     """
-    if not (config.crop_padding or config.flip or config.rotation or config.scaling):
+    if not (config.crop_padding or config.flip or config.rotation or config.scaling or config.cutout):
         return images
     out = np.empty_like(images)
     for start in range(0, len(images), _CHUNK):
@@ -28,6 +28,8 @@ def augment(images, config, rng):
         if config.flip:
             flipped = rng.random(len(chunk)) < 0.5
             chunk = np.where(flipped[:, None, None, None], chunk[:, :, ::-1], chunk)
+        if config.cutout:
+            chunk = _cut_out(chunk, config.cutout, rng)
         out[start : start + _CHUNK] = chunk
     return out
 
@@ -39,6 +41,16 @@ def _random_crop(images, padding, rng):
     rows = top[:, None] + np.arange(height)
     columns = left[:, None] + np.arange(width)
     return padded[np.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def _cut_out(images, size, rng):
+    """Hides a square about any pixel, less at the edges, behind the mean colour: zero, where pixels are normalized."""
+    n, height, width, _ = images.shape
+    top, left = (rng.integers(0, side, (n, 1)) - size // 2 for side in (height, width))
+    rows, columns = np.arange(height) - top, np.arange(width) - left
+    hidden = ((rows >= 0) & (rows < size))[:, :, None] & ((columns >= 0) & (columns < size))[:, None, :]
+    mean = images.mean((0, 1, 2), dtype="float64").astype(images.dtype)
+    return np.where(hidden[..., None], mean, images)
 
 
 def _random_affine(images, rotation, scaling, rng):

@@ -26,6 +26,8 @@ class TrainingConfig:
         flip: random horizontal flip.
         rotation: random rotation by at most so many degrees, bilinear.
         scaling: random zoom by a factor in [1 - scaling, 1 + scaling], bilinear.
+        cutout: side in pixels of a square at a random place that is hidden (DeVries & Taylor 2017, "Improved
+            regularization of convolutional neural networks with cutout").
         distillation_weight: lambda of (1 - lambda) CE(labels) + lambda T^2 CE(teacher); used when there is a teacher.
         temperature: T of the distillation loss (Hinton et al. 2015).
         precision: "float32", or "mixed_bfloat16" (float32 weights, bfloat16 arithmetic; Keras 3 models only).
@@ -44,6 +46,7 @@ class TrainingConfig:
     flip: bool = False
     rotation: float = 0.0
     scaling: float = 0.0
+    cutout: int = 0
     distillation_weight: float = 0.9
     temperature: float = 3.0
     precision: str = "float32"

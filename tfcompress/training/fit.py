@@ -191,6 +191,8 @@ def _restore(model, path, identity):
         return []
     arrays, meta = stored
     history = meta.pop("history")
+    # A hyperparameter that there was not yet had no effect, as by its default now.
+    meta = {**dataclasses.asdict(TrainingConfig(epochs=1)), **meta}
     different = [key for key in identity if meta.get(key) != identity[key]]
     if different:
         found = "; ".join(f"{key} {meta.get(key)!r}, now {identity[key]!r}" for key in different)
