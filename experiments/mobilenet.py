@@ -245,8 +245,7 @@ def compress(task, unpruned, split, so_far=lambda variants: None):
 def _sparsify(task, name, unpruned, split, sparsity):
     from tfcompress import sparsify
 
-    # TF-MOT's networks are Keras 2, without bfloat16.
-    training = dataclasses.replace(_adapted(task, filters.finetuning(task)), precision="float32")
+    training = _adapted(task, filters.finetuning(task))
     with task.stage(name) as directory:
         return sparsify(
             unpruned,

@@ -102,9 +102,11 @@ def test_augmentation_goes_to_every_training_step():
         load_recipe("small").adapted({"crop_padding": "four"})
 
 
-def test_bfloat16_goes_to_the_fine_tuning_alone():
+def test_bfloat16_goes_to_the_float_trainings_alone():
     recipe = load_recipe("small").adapted(bfloat16=True)
     got = {step.kind: step.options.get("precision") for step in recipe.steps}
     assert got == {"prune": None, "finetune": "mixed_bfloat16", "qat": None, "export": "int8"}
+    sparse = load_recipe([{"sparsify": {"epochs": 1, "sparsity": 0.5}}, {"export": {}}]).adapted(bfloat16=True)
+    assert sparse.steps[0].options["precision"] == "mixed_bfloat16"
     own = load_recipe([{"finetune": {"epochs": 1, "precision": "float32"}}, {"export": {}}]).adapted(bfloat16=True)
     assert own.steps[0].options["precision"] == "float32"

@@ -22,17 +22,10 @@ def network():
     return keras.Model(inputs, layers.Dense(10)(layers.Flatten()(x)))
 
 
-def pruned_network():
-    from tfcompress.sparsity import prune_wrap, pruning_callbacks
-
-    model = keras.models.clone_model(network(), clone_function=without_dropout)
-    return prune_wrap(model, 0.8, begin_step=0, end_step=60, frequency=5), pruning_callbacks()
-
-
 def quantized_network():
     from tfcompress.quantization import quantize_wrap
 
-    return quantize_wrap(keras.models.clone_model(network(), clone_function=without_dropout)), ()
+    return quantize_wrap(keras.models.clone_model(network(), clone_function=without_dropout))
 
 
 def without_dropout(layer):
@@ -43,15 +36,9 @@ def main(kind, directory):
     config = TrainingConfig(
         epochs=6, learning_rate=0.05, schedule="one_cycle", weight_decay=1e-3, crop_padding=2, seed=3
     )
-    callbacks = ()
-    if kind == "pruned":
-        model, callbacks = pruned_network()
-    elif kind == "quantized":
-        model, callbacks = quantized_network()
-    else:
-        model = network()
+    model = quantized_network() if kind == "quantized" else network()
     digits = datasets.load("digits")
-    fit(model, digits.x_train, digits.y_train, config, directory=directory, callbacks=callbacks)
+    fit(model, digits.x_train, digits.y_train, config, directory=directory)
     print("weights", digest([np.asarray(w) for w in model.get_weights()]))
 
 

@@ -40,7 +40,6 @@ def finish(kind, directory, backend):
     [
         ("float", "tensorflow"),
         pytest.param("float", "jax", marks=pytest.mark.slow),
-        pytest.param("pruned", "tensorflow", marks=pytest.mark.slow),
         ("quantized", "tensorflow"),
     ],
 )

@@ -154,19 +154,16 @@ def calibration_images(data, count=500):
 
 
 def _check_steps(model, recipe):
-    kinds = {step.kind for step in recipe.steps}
     if None in model.inputs[0].shape[1:]:
         raise ValueError(
             f"Every dimension of the input must be fixed. Received: input shape {tuple(model.inputs[0].shape[1:])}. "
             "Build the model for one size."
         )
-    if kinds & {"sparsify", "qat"}:
+    if any(step.kind == "qat" for step in recipe.steps):
         from tfcompress.keras2 import to_tf_keras
         from tfcompress.quantization.scheme import check_supported
 
-        legacy = to_tf_keras(model)
-        if "qat" in kinds:
-            check_supported(legacy)
+        check_supported(to_tf_keras(model))
 
 
 class _Run:
@@ -220,7 +217,7 @@ class _Run:
     def _sparsify(self, step, directory):
         from tfcompress import sparsify
 
-        self.trained = sparsify(
+        self.network = self.trained = sparsify(
             self.network,
             step.options["sparsity"],
             *self.data.train,
@@ -230,9 +227,6 @@ class _Run:
             validation=self.data.validation,
             directory=directory,
         )
-        for layer in self.trained.layers:
-            if layer.get_weights():
-                self.network.get_layer(layer.name).set_weights(layer.get_weights())
         return f"{step.options['sparsity']:.0%} sparse"
 
     def _qat(self, step, directory):

@@ -92,7 +92,7 @@ class Recipe:
 
         Args:
             augmentation: {option: value}, of `AUGMENTATION`, for all training steps, or None.
-            bfloat16: whether the fine-tuning computes in bfloat16; the steps of TF-MOT, on tf_keras, cannot.
+            bfloat16: whether the float trainings compute in bfloat16; `qat`, in tf_keras, cannot.
 
         Raises:
             RecipeError: an option that does not augment, or a bad value.
@@ -102,7 +102,7 @@ class Recipe:
             options = dict(step.options)
             if step.kind in REQUIRED:
                 options = {**(augmentation or {}), **options}
-            if step.kind == "finetune" and bfloat16:
+            if step.kind in ("finetune", "sparsify") and bfloat16:
                 options = {"precision": "mixed_bfloat16", **options}
             steps.append({step.kind: options})
         for name in augmentation or ():

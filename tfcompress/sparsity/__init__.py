@@ -1,6 +1,6 @@
-"""Unstructured sparsity by magnitude pruning (TF-MOT), and how much of it each layer takes."""
+"""Unstructured sparsity by magnitude pruning, and how much of it each layer takes."""
 
 from tfcompress.sparsity.allocation import allocate, prunable_kernels, sparsity_of
-from tfcompress.sparsity.magnitude import prune_wrap, pruning_callbacks, sparsify, strip
+from tfcompress.sparsity.magnitude import MagnitudePruning, sparsify
 
-__all__ = ["allocate", "prunable_kernels", "prune_wrap", "pruning_callbacks", "sparsify", "sparsity_of", "strip"]
+__all__ = ["MagnitudePruning", "allocate", "prunable_kernels", "sparsify", "sparsity_of"]

@@ -6,15 +6,12 @@ _PRUNABLE = frozenset(
     {"Conv1D", "Conv2D", "Conv2DTranspose", "Dense", "DepthwiseConv1D", "DepthwiseConv2D", "SeparableConv2D"}
 )
 
-_WRAPPERS = ("PruneLowMagnitude", "QuantizeWrapperV2")
-
 
 def sparsity_of(model):
     """The fraction of exact zeros among all prunable kernels of a model.
 
     Args:
-        model: a Keras 3 or tf_keras model, also one wrapped for pruning or quantization-aware training (the masks of a
-            model in training are not applied: `strip` it first).
+        model: a Keras 3 or tf_keras model, also one wrapped for quantization-aware training.
 
     Returns:
         A float in [0, 1].
@@ -38,7 +35,7 @@ def prunable_kernels(model):
             inner = prunable_kernels(layer)
             found.update({f"{layer.name}/{name}": kernels for name, kernels in inner.items()})
             continue
-        inner = layer.layer if type(layer).__name__ in _WRAPPERS else layer
+        inner = layer.layer if type(layer).__name__ == "QuantizeWrapperV2" else layer
         if type(inner).__name__ in _PRUNABLE and inner.trainable:
             # The wrapper's weights, by the variables' names: quantization puts a tensor in the place of the inner
             # layer's attribute.

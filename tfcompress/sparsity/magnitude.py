@@ -1,8 +1,9 @@
-"""Gradual magnitude pruning with TF-MOT: wrap, train, strip."""
+"""Gradual magnitude pruning: the smallest weights become zero while the network trains."""
 
+import keras
 import numpy as np
 
-from tfcompress.keras2 import tf_keras, tfmot, to_tf_keras
+from tfcompress.graph import clone_uncompiled
 from tfcompress.sparsity.allocation import allocate, prunable_kernels
 
 _MASK_UPDATES = 50
@@ -28,7 +29,7 @@ def sparsify(
     the rest of the training recovers accuracy with fixed masks.
 
     Args:
-        model: a Keras 3 or tf_keras model, trained. It is not changed.
+        model: a Keras 3 model, trained. It is not changed. Zeros that are there already stay.
         sparsity: the fraction of all prunable weights that will be zero, in [0, 1).
         x: training images, as `tfcompress.training.fit` takes them.
         y: (N,) integer labels.
@@ -40,111 +41,72 @@ def sparsify(
         directory: where the checkpoints go, or None. The same call resumes there.
 
     Returns:
-        A `tf_keras.Model` without wrappers whose kernels hold the zeros.
+        A Keras model of the same layers whose kernels hold the zeros.
 
     Raises:
         ValueError: a sparsity outside [0, 1), an allocation or a ramp that cannot be.
-        UnsupportedLayerError: a layer that tf_keras does not have.
     """
     from tfcompress.training import fit
 
     if not 0 <= ramp[0] < ramp[1] <= 1:
         raise ValueError(f"ramp must be two increasing fractions in [0, 1]. Received: {ramp}")
     steps = config.epochs * -(-len(x) // config.batch_size)
-    begin, end = (int(fraction * steps) for fraction in ramp)
-    frequency = max(1, (end - begin) // _MASK_UPDATES)
-    wrapped = prune_wrap(model, sparsity, begin_step=begin, end_step=end, frequency=frequency, allocation=allocation)
-    fit(
-        wrapped,
-        x,
-        y,
-        config,
-        validation=validation,
-        teacher=teacher,
-        directory=directory,
-        callbacks=pruning_callbacks(),
-    )
-    return strip(wrapped)
+    sparse = clone_uncompiled(model)
+    sparse.set_weights(model.get_weights())
+    pruning = MagnitudePruning(sparse, allocate(model, sparsity, allocation), *(int(part * steps) for part in ramp))
+    fit(sparse, x, y, config, validation=validation, teacher=teacher, directory=directory, callbacks=[pruning])
+    return sparse
 
 
-def prune_wrap(model, sparsity, *, begin_step, end_step, frequency=100, allocation="lamp"):
-    """Wraps the prunable layers of a copy of the model in TF-MOT's `PruneLowMagnitude`.
+class MagnitudePruning(keras.callbacks.Callback):
+    """Zeroes the smallest weights of each layer while `fit` trains, ever more of them.
 
-    Train the result with `pruning_callbacks()`, then `strip` it. TF-MOT counts steps in a variable of its own, not by
-    the optimizer: a checkpoint of the model's variables holds masks and step, and training resumes from it exactly.
+    A zero stays one: weights and the number of steps are all that a resumed training has to know.
 
     Args:
-        model: a Keras 3 or tf_keras model. It is not changed.
-        sparsity: the fraction of all prunable weights that will be zero, in [0, 1).
-        begin_step: training step at which the ramp begins. It begins at the sparsity that a layer has by then.
-        end_step: step at which it ends, moved down to a whole number of `frequency` steps after `begin_step`: TF-MOT
-            updates masks at those steps only and would otherwise stop short of the final sparsity.
-        frequency: steps between two updates of the masks.
-        allocation: each layer's part, see `allocate`.
-
-    Returns:
-        A `tf_keras.Model`.
-
-    Raises:
-        ValueError: a sparsity outside [0, 1), or a ramp shorter than one update.
-        UnsupportedLayerError: a layer that tf_keras does not have.
+        model: the Keras model, with the weights it has before the training.
+        sparsity: {layer name: sparsity at the end}, as `allocate` returns it.
+        begin: training step at which the ramp begins, from the sparsity that each kernel has by now.
+        end: step at which it ends.
+        updates: how often the masks change between the two, if there are as many steps.
     """
-    legacy = _copy(to_tf_keras(model))
-    updates = (end_step - begin_step) // frequency
-    if begin_step < 0 or updates < 1:
-        raise ValueError(
-            f"the ramp needs at least one update of the masks. Received: begin_step={begin_step}, "
-            f"end_step={end_step}, frequency={frequency}"
-        )
-    steps = {"begin_step": begin_step, "end_step": begin_step + updates * frequency, "frequency": frequency}
-    targets = allocate(legacy, sparsity, allocation)
-    kernels = prunable_kernels(legacy)
 
-    def wrap(layer, prefix=""):
-        if isinstance(layer, tf_keras.Model):
-            return tf_keras.models.clone_model(layer, clone_function=lambda x: wrap(x, f"{prefix}{layer.name}/"))
-        name = f"{prefix}{layer.name}"
-        if not targets.get(name):
-            return layer
-        # TF-MOT leaves depthwise kernels alone unless the layer itself names them.
-        layer.get_prunable_weights = lambda: kernels[name]
-        # TF-MOT computes in float32 and fails on numpy's float64 scalars.
-        schedule = tfmot.sparsity.keras.PolynomialDecay(
-            initial_sparsity=min(_zeros(kernels[name]), float(targets[name])),
-            final_sparsity=float(targets[name]),
-            **steps,
-        )
-        return tfmot.sparsity.keras.prune_low_magnitude(layer, schedule)
+    def __init__(self, model, sparsity, begin, end, updates=_MASK_UPDATES):
+        super().__init__()
+        self._begin = begin
+        self._frequency = max(1, (end - begin) // updates)
+        # A last update that is not a whole number of steps behind the first would never come.
+        self._length = max(1, (end - begin) // self._frequency) * self._frequency
+        # By position: the model that is trained may be a clone whose layers are of other classes.
+        position = {id(variable): i for i, variable in enumerate(model.weights)}
+        self._ramps = {
+            position[id(kernel)]: (float(np.mean(np.asarray(kernel) == 0)), sparsity[name])
+            for name, kernels in prunable_kernels(model).items()
+            for kernel in kernels
+        }
 
-    return tf_keras.models.clone_model(legacy, clone_function=wrap)
+    def sparsity_at(self, step, initial, final):
+        """Zhu & Gupta 2017, eq. 1."""
+        left = 1 - min(max(step - self._begin, 0) / self._length, 1)
+        return final + (initial - final) * left**3
 
+    def on_train_begin(self, logs=None):
+        """Reads the masks and the step off a model that may have been trained before."""
+        self._step = int(np.asarray(self.model.optimizer.iterations))
+        self._masks = {i: np.asarray(self.model.weights[i]) != 0 for i in self._ramps}
 
-def pruning_callbacks():
-    """The Keras 2 callbacks that training a wrapped model needs: [UpdatePruningStep], which masks after every epoch."""
-    return [tfmot.sparsity.keras.UpdatePruningStep()]
-
-
-def strip(model):
-    """Removes the pruning wrappers.
-
-    Args:
-        model: what `prune_wrap` returned, trained.
-
-    Returns:
-        A new `tf_keras.Model` with the layers and names of the source; the masks are applied to its kernels.
-    """
-    for module in model.submodules:
-        if hasattr(module, "pruning_obj"):
-            # The last update of the optimizer touched masked weights as well.
-            module.pruning_obj.weight_mask_op()
-    return _copy(tfmot.sparsity.keras.strip_pruning(model))
-
-
-def _copy(model):
-    clone = tf_keras.models.clone_model(model)
-    clone.set_weights(model.get_weights())
-    return clone
-
-
-def _zeros(kernels):
-    return float(1.0 - sum(np.count_nonzero(k) for k in kernels) / sum(np.size(k) for k in kernels))
+    def on_train_batch_end(self, batch, logs=None):
+        """Updates the masks where the ramp has a step, and applies them: the optimizer has moved the zeros."""
+        if keras.backend.backend() == "jax":
+            self.model.jax_state_sync()
+        self._step += 1
+        since = self._step - self._begin
+        update = 0 <= since <= self._length and since % self._frequency == 0
+        for i, ramp in self._ramps.items():
+            kernel = self.model.weights[i]
+            if update:
+                values = np.abs(kernel) * self._masks[i]
+                zeros = round(self.sparsity_at(self._step, *ramp) * values.size)
+                self._masks[i].flat[np.argpartition(values, zeros - 1, axis=None)[:zeros]] = False
+            if not self._masks[i].all():
+                kernel.assign(kernel * self._masks[i])
