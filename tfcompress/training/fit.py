@@ -216,7 +216,7 @@ def _identity(model, images, labels, config, teacher):
 
 
 def _state(model):
-    """Every variable that training changes: weights, dropout seeds, TF-MOT's steps and ranges, the optimizer."""
+    """Every variable that training changes: weights, dropout seeds, TF-MOT's ranges, the optimizer."""
     optimizer = model.optimizer
     variables = optimizer.variables
     return [*model.variables, *(variables() if callable(variables) else variables)]
