@@ -21,6 +21,7 @@ class Training:
     baseline_seed: int = option(0, "seed of the baseline, which all fine-tuning seeds share")
     baseline_epochs: int = option(60, "epochs of the baseline")
     baseline_cutout: int = option(0, "side in pixels of the square hidden in each image that the baseline trains on")
+    baseline_weight_decay: float = option(5e-3, "weight decay of the baseline, 10 times the L2 of the papers")
     train_baseline: bool = option(False, "train the baseline even where its weights are in the results", identity=False)
     finetune_epochs: int = option(20, "epochs of each pruned network")
     qat_epochs: int = option(3, "epochs of quantization-aware training")
@@ -76,19 +77,23 @@ def baseline(task, build, split, start="", ship=True):
         print(f"\n== baseline: weights of {shipped} (--train_baseline trains them again)", flush=True)
         notes = _load_float16(model, shipped)
         task.seconds["baseline"] = _seconds(notes["history"])
-        epochs, cutout = notes["training"]["epochs"], notes["training"].get("cutout", 0)
-        if (epochs, cutout) != (config.baseline_epochs, config.baseline_cutout):
+        # Files from before there was cutout do not name it.
+        trained = {"cutout": 0, **notes["training"]}
+        asked = {name: getattr(config, f"baseline_{name}") for name in ("epochs", "cutout", "weight_decay")}
+        if any(trained[name] != value for name, value in asked.items()):
             raise SystemExit(
-                f"{shipped} was trained for {epochs} epochs with a cutout of {cutout}, not {config.baseline_epochs} "
-                f"with {config.baseline_cutout}: --baseline_epochs={epochs} --baseline_cutout={cutout} start from it, "
-                "--train_baseline puts another in its place"
+                f"{shipped} is of another training: "
+                + ", ".join(f"{name} {trained[name]}, now {value}" for name, value in asked.items())
+                + ". To start from it: "
+                + " ".join(f"--baseline_{name}={trained[name]}" for name in asked)
+                + "; --train_baseline puts another in its place"
             )
         return model
     training = TrainingConfig(
         epochs=config.baseline_epochs,
         learning_rate=0.1,
         warmup_epochs=min(2, config.baseline_epochs / 4),
-        weight_decay=5e-3,
+        weight_decay=config.baseline_weight_decay,
         crop_padding=4,
         flip=True,
         cutout=config.baseline_cutout,
@@ -96,8 +101,8 @@ def baseline(task, build, split, start="", ship=True):
         seed=config.baseline_seed,
     )
     # All fine-tuning seeds and later choices of variants share this folder; fit refuses one of another training.
-    name = f"{task.experiment}-{task.profile}-baseline{config.baseline_seed}-{config.baseline_epochs}epochs"
-    directory = task.workdir / (f"{name}-cutout{config.baseline_cutout}" if config.baseline_cutout else name)
+    hyperparameters = f"{training.epochs}epochs-cutout{training.cutout}-decay{training.weight_decay:g}"
+    directory = task.workdir / f"{task.experiment}-{task.profile}-baseline{training.seed}-{hyperparameters}"
     print(f"\n== baseline: {directory}", flush=True)
     history = fit(model, *split.train, training, validation=split.validation, directory=directory)
     task.seconds["baseline"] = _seconds(history)

@@ -68,7 +68,7 @@ def test_one_more_variant_is_no_new_run(smoke, run_experiment):
     assert more.returncode == 0, more.stderr
     assert "baseline-smoke-seed0.npz" in more.stdout and more.stdout.count("epoch 1/1") == 1
     other = run_experiment("resnet", smoke, "--profile=smoke", "--baseline_epochs=3")
-    assert other.returncode == 1 and "was trained for 2 epochs with a cutout of 0, not 3" in other.stderr
+    assert other.returncode == 1 and "of another training: epochs 2, now 3" in other.stderr
     (extended,) = read_records(smoke / "results")
     assert {row.variant: row.top1_tflite for row in extended.rows if row.variant in rows} == {
         variant: row.top1_tflite for variant, row in rows.items()
