@@ -20,8 +20,9 @@ A variant is written criterion-point, with an option behind it:
     diversity-b-nodistill             fine-tuned on the labels alone, without the baseline as a teacher
 
 Other criteria than diversity (l1-b, l2-given, ...) get the widths that diversity has at that point, and choose filters
-of their own. All variants have the same fine-tuning budget. Without CIFAR the same steps run on scikit-learn's digits,
-as experiment "<model>-digits".
+of their own. All variants have the same fine-tuning budget. With --variants only those are trained, and added to what
+the record of the same configuration holds. Without CIFAR the same steps run on scikit-learn's digits, as experiment
+"<model>-digits".
 """
 
 import csv
@@ -62,9 +63,8 @@ class Config(filters.Config):
             raise ValueError(f"thresholds must be cosines in [-1, 1]. Received: {self.thresholds}")
         if not re.fullmatch(MODELS, self.model):
             raise ValueError(f"model must be vgg16, resnet20, densenet40, densenet-bc40, ... Received: {self.model!r}")
-        for name in (*self.variants, *self.quantized):
-            if name != "float32":
-                parse(name, self)
+        for name in self.variants:
+            parse(name, self)
         filters.check_quantized(self, self.variants or default_variants(self))
 
 
@@ -179,8 +179,8 @@ def run(task):
     for name in diversified:
         ship(task, name, networks[name])
     measure.record(task, dataset, split, variants, lambda rows: None)
-    if diversified:
-        name = next((name for name in diversified if name == "diversity-b"), diversified[0])
+    name = next((name for name in ("diversity-b", *diversified) if name in plans), None)
+    if name == "diversity-b" or (name and "diversity-b" not in measure.recorded_variants(task)):
         write_similarities(similarities(name, unpruned, networks[name], plans[name]), task.result_directory)
     task.close()
 

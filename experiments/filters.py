@@ -33,7 +33,9 @@ class Training:
 class Config(Training):
     """The configuration where only some of the pruned networks are quantized."""
 
-    quantized: tuple = option((), "those of them brought to int8; none: the first", identity=False)
+    quantized: tuple = option(
+        (), "networks brought to int8, float32 among them; none: float32 and the first variant", identity=False
+    )
 
 
 def check_quantized(config, variants):

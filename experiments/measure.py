@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import sys
 
 from experiments.runner import write_json
 
@@ -53,7 +54,8 @@ def export(task, name, model, network, precision, split=None, macs_cut_papers=No
 def record(task, dataset, split, variants, select, top5=False):
     """Measures every file on held-out and test images and writes the record, with the int8 files beside it.
 
-    A file that was measured before is not evaluated again.
+    A file that was measured before is not evaluated again. What `earlier` holds of other variants stays in the record;
+    the latencies of files in the results are measured again beside the new ones.
 
     Args:
         task: the `Run`.
@@ -70,18 +72,35 @@ def record(task, dataset, split, variants, select, top5=False):
     from tfcompress import benchmark_interleaved
 
     print("\n== measure", flush=True)
-    latencies = benchmark_interleaved([variant.file.path for variant in variants])
-    rows = [_row(variant, latency.median, split, top5) for variant, latency in zip(variants, latencies)]
-    selected = select(rows)
-    for i, (row, variant) in enumerate(zip(rows, variants)):
+    before = earlier(task)
+    rows = {row.variant: row for row in before.rows} if before else {}
+    files = {name: task.result_directory / row.tflite for name, row in rows.items() if row.tflite}
+    files |= {variant.name: variant.file.path for variant in variants}
+    latencies = dict(zip(files, benchmark_interleaved(list(files.values()))))
+    for variant in variants:
+        row = _row(variant, split, top5)
         # The first seed's files are enough to look at; a float file, and what knows nothing, is for nobody's phone.
-        published = split is not None and task.seed == 0 and variant.file.precision == "int8"
-        if published:
+        if split is not None and task.seed == 0 and variant.file.precision == "int8":
             task.publish(variant.file.path)
-        name = variant.file.path.name if published else None
-        rows[i] = dataclasses.replace(row, selected=row is selected, tflite=name)
-    write(task, dataset, rows)
+            row = dataclasses.replace(row, tflite=variant.file.path.name)
+        rows[variant.name] = row
+    for name, latency in latencies.items():
+        rows[name] = dataclasses.replace(rows[name], latency_ms=latency.median)
+    rows = [dataclasses.replace(row, selected=False) for row in rows.values()]
+    selected = select(rows)
+    write(task, dataset, [dataclasses.replace(row, selected=row is selected) for row in rows], before)
     return selected
+
+
+def earlier(task):
+    """The record that this run adds to, or None: an earlier one of this configuration, where only some variants run."""
+    from tfcompress.reporting import environment
+
+    before = _recorded(task) if getattr(task.config, "variants", ()) else None
+    if before and before.environment != environment():
+        print("The record is of other versions or of another machine: this run replaces all of it.", file=sys.stderr)
+        return None
+    return before
 
 
 def record_so_far(task, dataset, split, variants, select, top5=False):
@@ -90,41 +109,52 @@ def record_so_far(task, dataset, split, variants, select, top5=False):
     Args:
         task, dataset, split, variants, select, top5: as for `record`.
     """
+    if {variant.name for variant in variants} - set(recorded_variants(task)):
+        record(task, dataset, split, variants, select, top5)
+
+
+def recorded_variants(task):
+    """Names of the variants in the record of this configuration."""
+    stored = _recorded(task)
+    return [row.variant for row in stored.rows] if stored else []
+
+
+def _recorded(task):
+    """The record of this configuration in the results, or None."""
     from tfcompress.reporting import read_records
 
-    identity = json.loads(json.dumps(task.identity))
-    for stored in read_records(task.results):
-        here = (stored.experiment, stored.profile, stored.seed) == (task.experiment, task.profile, task.seed)
-        if here and stored.config == identity and {v.name for v in variants} <= {row.variant for row in stored.rows}:
-            return
-    record(task, dataset, split, variants, select, top5)
+    here = (task.experiment, task.profile, task.seed, json.loads(json.dumps(task.identity)))
+    records = read_records(task.results)
+    return next((r for r in records if (r.experiment, r.profile, r.seed, r.config) == here), None)
 
 
-def write(task, dataset, rows):
+def write(task, dataset, rows, before=None):
     """Writes the record of a run with these rows.
 
     Args:
         task: the `Run`.
         dataset: name of the data set.
         rows: list of `tfcompress.reporting.Row`.
+        before: the record that it adds to: its command comes before this run's.
     """
     from tfcompress.reporting import Record, environment, write_record
 
+    commands = before.command.split(" && ") if before else []
     record = Record(
         experiment=task.experiment,
         dataset=dataset,
         profile=task.profile,
         seed=task.seed,
-        command=task.command,
+        command=" && ".join(dict.fromkeys([*commands, task.command])),
         config=task.identity,
         environment=environment(),
-        seconds=task.seconds,
+        seconds={**(before.seconds if before else {}), **task.seconds},
         rows=tuple(rows),
     )
     print(f"written: {write_record(record, task.result_directory)}")
 
 
-def _row(variant, latency_ms, split, top5):
+def _row(variant, split, top5):
     from tfcompress import sparsity_of
     from tfcompress.reporting import Row
 
@@ -136,7 +166,6 @@ def _row(variant, latency_ms, split, top5):
         sparsity=sparsity_of(variant.model),
         tflite_bytes=variant.file.bytes,
         gzip_bytes=variant.file.gzip_bytes,
-        latency_ms=latency_ms,
         macs_cut_papers=variant.macs_cut_papers,
         **accuracies,
     )

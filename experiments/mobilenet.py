@@ -17,11 +17,13 @@ and --imagenet_dir (folders train and validation, or one folder for each class, 
 same command fine-tunes those weights and measures top-1 and top-5, as "mobilenet-imagenet". The images are held in
 memory, in training as floats: 150 and 600 KB each.
 
-A variant is sparse<percent>, or criterion-params<percent> or criterion-macs<percent> (l2-params72) for channels removed
-by a criterion of `tfcompress.criteria`. Every variant ends as an int8 file. How far each layer of it is from the float
-network, in dB, stands in signal_to_noise.csv beside the record.
+A variant is int8-qat for the float network itself, sparse<percent>, or criterion-params<percent> or
+criterion-macs<percent> (l2-params72) for channels removed by a criterion of `tfcompress.criteria`. Every variant ends
+as an int8 file. How far each layer of it is from the float network, in dB, stands in signal_to_noise.csv beside the
+record. With --variants only those are trained, and added to what the record of the same configuration holds.
 """
 
+import csv
 import dataclasses
 import functools
 import re
@@ -36,8 +38,8 @@ MODELS = {"mobilenet": {"stem_strides": 1}, "mobilenet-4x4": {"stem_strides": 1,
 SPARSE = ("sparse30", "sparse50", "sparse70", "sparse80", "sparse90")
 # 81 % and 92 % less than the float file, raw, and beyond; with the ImageNet head, 3.1 MB.
 VARIANTS = {
-    "cifar10": (*SPARSE, "l2-params28", "l2-params50", "l2-params72", "l2-params85"),
-    "imagenet": (*SPARSE, "l2-params30"),
+    "cifar10": ("int8-qat", *SPARSE, "l2-params28", "l2-params72"),
+    "imagenet": ("int8-qat", *SPARSE, "l2-params30"),
 }
 RANDOM_IMAGES = 48
 # A training on fewer leaves BatchNorm's moving statistics where they began, far from the network's.
@@ -72,20 +74,23 @@ def parse(name):
     """Reads the name of a variant.
 
     Args:
-        name: as in "sparse70" or "l2-params50".
+        name: as in "int8-qat", "sparse70" or "l2-params50".
 
     Returns:
-        The criterion, None for sparsity, and a budget: {"sparsity", "params_reduction" or "macs_reduction": fraction}.
+        The criterion, None for sparsity, and a budget: {"sparsity", "params_reduction" or "macs_reduction": fraction};
+        neither for int8-qat.
 
     Raises:
         ValueError: for one that is not written so, or an unknown criterion.
     """
     from tfcompress import criteria
 
+    if name == "int8-qat":
+        return None, {}
     match = re.fullmatch(r"sparse(\d\d)|(\w+)-(params|macs)(\d\d)", name)
     if not match:
         raise ValueError(
-            f"a variant is written sparse<percent>, criterion-params<percent> or criterion-macs<percent> "
+            f"a variant is written int8-qat, sparse<percent>, criterion-params<percent> or criterion-macs<percent> "
             f"(l2-params72). Received: {name!r}"
         )
     sparse, criterion, what, removed = match.groups()
@@ -102,14 +107,14 @@ PROFILES = {
         baseline_epochs=1,
         finetune_epochs=1,
         qat_epochs=1,
-        variants=("sparse50", "l2-params50"),
+        variants=("int8-qat", "sparse50", "l2-params50"),
     ),
     "quick": Config(
         train_images=10000,
         baseline_epochs=12,
         finetune_epochs=4,
         qat_epochs=1,
-        variants=("sparse50", "sparse90", "l2-params72"),
+        variants=("int8-qat", "sparse50", "sparse90", "l2-params72"),
     ),
     "full": Config(),
 }
@@ -221,21 +226,22 @@ def compress(task, unpruned, split, so_far=lambda variants: None):
     variants = [
         measure.export(task, "float32", unpruned, unpruned, "float32"),
         measure.export(task, "int8-ptq", unpruned, unpruned, "int8", split),
-        filters.quantize(task, "float32", unpruned, unpruned, split, quantizing),
     ]
-    sources = [unpruned, unpruned, unpruned]
+    sources = [unpruned, unpruned]
     for name in config.variants or VARIANTS[config.setting]:
         so_far(variants)
         criterion, budget = parse(name)
-        if criterion is None:
+        sparse = "sparsity" in budget
+        if not budget:
+            name, network = "float32", unpruned
+        elif sparse:
             network = _sparsify(task, name, unpruned, split, **budget)
         else:
             training = _adapted(task, filters.finetuning(task))
             network, _ = filters.prune_and_finetune(
                 task, name, unpruned, split, criterion, training=training, round_to=config.round_to, **budget
             )
-        preserve = criterion is None
-        variants.append(filters.quantize(task, name, network, unpruned, split, quantizing, preserve))
+        variants.append(filters.quantize(task, name, network, unpruned, split, quantizing, sparse))
         sources.append(network)
     if split.validation:
         _write_signal_to_noise(task, variants[1:], sources[1:], split.validation[0][:64])
@@ -271,14 +277,20 @@ def _write_signal_to_noise(task, variants, sources, images):
     """Writes a row for each layer, with the noise of every int8 file against the float network it was made of."""
     from tfcompress import compare
 
-    columns = {
-        variant.name: {layer.name: layer.snr for layer in compare(source, variant.file.path, images).layers}
-        for variant, source in zip(variants, sources)
-    }
+    path, columns = task.result_directory / "signal_to_noise.csv", {}
+    if measure.earlier(task) and path.exists():
+        with open(path, newline="") as file:
+            for row in csv.DictReader(file):
+                layer = row.pop("layer")
+                for name, snr in row.items():
+                    columns.setdefault(name, {})[layer] = snr
+    for variant, source in zip(variants, sources):
+        layers = compare(source, variant.file.path, images).layers
+        columns[variant.name] = {layer.name: f"{layer.snr:.1f}" for layer in layers}
     rows = [["layer", *columns]]
     for layer in columns["int8-ptq"]:
-        rows.append([layer, *(f"{column[layer]:.1f}" if layer in column else "" for column in columns.values())])
-    task.publish_text("signal_to_noise.csv", "".join(",".join(row) + "\n" for row in rows))
+        rows.append([layer, *(column.get(layer, "") for column in columns.values())])
+    task.publish_text(path.name, "".join(",".join(row) + "\n" for row in rows))
 
 
 def select(rows):

@@ -16,8 +16,9 @@ A variant is written criterion-macs<percent>-<widths>, with an option behind it:
                                         fine-tuning, may come back in the next, and are removed at its end
 
 Criteria: the names of `tfcompress.criteria`, and distribution_fit_a, _b, _c for the three readings of the paper. All
-variants start from one baseline (--baseline_seed) and have the same fine-tuning budget. Without CIFAR-10 the same steps
-run on scikit-learn's digits, as experiment "resnet<depth>-digits".
+variants start from one baseline (--baseline_seed) and have the same fine-tuning budget. With --variants only those are
+trained, and added to what the record of the same configuration holds. Without CIFAR-10 the same steps run on
+scikit-learn's digits, as experiment "resnet<depth>-digits".
 """
 
 import dataclasses
@@ -53,7 +54,7 @@ class Config(filters.Config):
     def __post_init__(self):
         if not re.fullmatch(r"resnet\d+", self.model):
             raise ValueError(f"model must be resnet20, resnet56, resnet110, ... Received: {self.model!r}")
-        for name in (*self.variants, *self.quantized):
+        for name in self.variants:
             parse(name)
         filters.check_quantized(self, self.variants or default_variants(self.model))
 
@@ -131,7 +132,7 @@ def run(task):
     depth, classes = int(config.model.removeprefix("resnet")), int(split.train[1].max()) + 1
     unpruned = filters.baseline(task, lambda: resnet(depth, classes), split)
     variants = [measure.export(task, "float32", unpruned, unpruned, "float32")]
-    networks, plans = {"float32": unpruned}, {}
+    networks = {"float32": unpruned}
     for name in config.variants or default_variants(config.model):
         measure.record_so_far(task, dataset, split, variants, select)
         pruning = parse(name)
@@ -146,16 +147,23 @@ def run(task):
             macs_reduction=pruning.macs_reduction,
             skip=streams(unpruned) if pruning.first_only else (),
         )
-        networks[name], plans[name] = model, plan
+        networks[name] = model
         cut = macs_cut_papers(unpruned, plan)
         variants.append(measure.export(task, name, model, model, "float32", macs_cut_papers=cut))
-    first = next(name for name in networks if name != "float32")
-    for name in ("float32", *(config.quantized or (first,))):
+    for name in config.quantized or list(networks)[:2]:
         measure.record_so_far(task, dataset, split, variants, select)
         variants.append(filters.quantize(task, name, networks[name], unpruned, split))
     measure.record(task, dataset, split, variants, select)
-    write_filter_norms(norms(unpruned, plans), task.result_directory)
+    write_filter_norms(norms(unpruned, _plans(task)), task.result_directory)
     task.close()
+
+
+def _plans(task):
+    """{variant: plan} of all variants in the record."""
+    from tfcompress import PruningPlan
+
+    paths = [(name, task.result_directory / f"{name}.plan.json") for name in measure.recorded_variants(task)]
+    return {name: PruningPlan.from_json(path.read_text()) for name, path in paths if path.exists()}
 
 
 def streams(model):

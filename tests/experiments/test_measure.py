@@ -1,12 +1,18 @@
 """A run that is stopped leaves a record of what it has measured, and a finished one is not measured twice."""
 
 import dataclasses
+import json
 from types import SimpleNamespace
 
+import pytest
+
+import tfcompress
 from experiments import measure
 from experiments.mobilenet import PROFILES
 from experiments.runner import Run
 from tfcompress.reporting import Row
+
+SIZES = {"params": 1, "macs": 1, "sparsity": 0.0, "tflite_bytes": 4, "gzip_bytes": 1}
 
 
 def test_record_so_far_is_written_when_the_results_lack_a_variant(tmp_path, monkeypatch):
@@ -15,8 +21,7 @@ def test_record_so_far_is_written_when_the_results_lack_a_variant(tmp_path, monk
 
     def record(task, dataset, split, variants, select, top5):
         written.append([variant.name for variant in variants])
-        sizes = {"params": 1, "macs": 1, "sparsity": 0.0, "tflite_bytes": 1, "gzip_bytes": 1}
-        rows = [Row(variant.name, top1_tflite=None, **sizes) for variant in variants]
+        rows = [Row(variant.name, top1_tflite=None, **SIZES) for variant in variants]
         measure.write(task, dataset, rows)
 
     monkeypatch.setattr(measure, "record", record)
@@ -32,3 +37,51 @@ def test_record_so_far_is_written_when_the_results_lack_a_variant(tmp_path, monk
     so_far("float32", task=longer)
     so_far("float32", task=dataclasses.replace(longer, seed=1))
     assert written[2:] == [["float32"], ["float32"]]
+
+
+@pytest.fixture
+def measured(tmp_path, monkeypatch):
+    """A function that records variants; every measurement of a latency takes a millisecond longer than the last."""
+    milliseconds = iter(range(1, 100))
+    monkeypatch.setattr(measure, "_row", lambda variant, split, top5: Row(variant.name, top1_tflite=0.5, **SIZES))
+    monkeypatch.setattr(
+        tfcompress, "benchmark_interleaved", lambda paths: [SimpleNamespace(median=next(milliseconds)) for _ in paths]
+    )
+
+    def record(command, *names, variants=("sparse50",), seconds=None, **changes):
+        config = dataclasses.replace(PROFILES["smoke"], variants=variants, **changes)
+        task = Run("mobilenet", "smoke", 0, config, command, tmp_path / "runs", tmp_path / "results", seconds or {})
+        task.directory.mkdir(parents=True, exist_ok=True)
+        made = []
+        for name in names:
+            file = SimpleNamespace(path=task.directory / f"{name}.tflite", precision=name.partition("-")[0])
+            file.path.write_bytes(b"1234")
+            made.append(SimpleNamespace(name=name, file=file))
+        measure.record(task, "digits", (), made, lambda rows: rows[-1])
+        return json.loads((task.result_directory / "record.json").read_text())
+
+    return record
+
+
+def test_chosen_variants_are_added_to_the_record(measured):
+    measured("first", "float32", "int8-qat", seconds={"int8-qat": 3.0})
+    both = measured("second", "float32", "int8-more", seconds={"int8-more": 4.0})
+    assert both["command"] == "first && second" and both["seconds"] == {"int8-qat": 3.0, "int8-more": 4.0}
+    assert [row["variant"] for row in both["rows"]] == ["float32", "int8-qat", "int8-more"]
+    assert [row["selected"] for row in both["rows"]] == [False, False, True]
+    # The float file is measured with the new ones, and that in the results, too.
+    assert sorted(row["latency_ms"] for row in both["rows"]) == [3, 4, 5]
+    again = measured("second", "float32", "int8-more")
+    assert again["command"] == "first && second" and len(again["rows"]) == 3
+
+
+def test_a_whole_run_another_configuration_and_another_machine_replace_the_record(measured, monkeypatch, capsys):
+    measured("first", "float32", "int8-qat")
+    assert [row["variant"] for row in measured("all", "float32", variants=())["rows"]] == ["float32"]
+    measured("first", "float32", "int8-qat")
+    other = measured("longer", "float32", finetune_epochs=2)
+    assert other["command"] == "longer" and len(other["rows"]) == 1
+    measured("first", "float32", "int8-qat")
+    monkeypatch.setattr("tfcompress.reporting.environment", lambda: {"python": "4.0"})
+    assert len(measured("elsewhere", "float32")["rows"]) == 1
+    assert "another machine" in capsys.readouterr().err

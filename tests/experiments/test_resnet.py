@@ -59,20 +59,21 @@ def test_all_stages(smoke):
 
 
 @pytest.mark.slow
-def test_one_more_variant_is_no_new_run(smoke, run_experiment):
+def test_one_more_variant_is_added_to_the_record(smoke, run_experiment):
     """The baseline in the results is where it starts."""
-    name = PROFILES["smoke"].variants[0]
     (record,) = read_records(smoke / "results")
     rows = {row.variant: row for row in record.rows}
-    more = run_experiment("resnet", smoke, "--profile=smoke", f"--variants={name},l2-macs50-first-nodistill")
+    variant = "l2-macs50-first-nodistill"
+    more = run_experiment("resnet", smoke, "--profile=smoke", f"--variants={variant}", "--quantized=float32")
     assert more.returncode == 0, more.stderr
     assert "baseline-smoke-seed0.npz" in more.stdout and more.stdout.count("epoch 1/1") == 1
     other = run_experiment("resnet", smoke, "--profile=smoke", "--baseline_epochs=3")
     assert other.returncode == 1 and "of another training: epochs 2, now 3" in other.stderr
     (extended,) = read_records(smoke / "results")
-    assert {row.variant: row.top1_tflite for row in extended.rows if row.variant in rows} == {
-        variant: row.top1_tflite for variant, row in rows.items()
-    }
+    assert [row.variant for row in extended.rows] == [*rows, variant]
+    assert [row.top1_tflite for row in extended.rows[:-1]] == [row.top1_tflite for row in record.rows]
+    (stage, *_) = json.loads((smoke / "results/resnet8-digits/smoke-seed0/filter_norms.json").read_text()).values()
+    assert list(stage) == ["before", PROFILES["smoke"].variants[0]]  # drawn still, and none that labels alone tuned
 
 
 @pytest.mark.parametrize(
