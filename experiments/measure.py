@@ -54,8 +54,9 @@ def export(task, name, model, network, precision, split=None, macs_cut_papers=No
 def record(task, dataset, split, variants, select, top5=False):
     """Measures every file on held-out and test images and writes the record, with the int8 files beside it.
 
-    A file that was measured before is not evaluated again. What `earlier` holds of other variants stays in the record;
-    the latencies of files in the results are measured again beside the new ones.
+    A file that was measured before is not evaluated again. What `earlier` holds of other variants stays in the record.
+    The latencies of files in the results are measured again beside the new ones; of the others, those of another
+    processor go.
 
     Args:
         task: the `Run`.
@@ -70,10 +71,13 @@ def record(task, dataset, split, variants, select, top5=False):
         The selected row, or None.
     """
     from tfcompress import benchmark_interleaved
+    from tfcompress.reporting import environment
 
     print("\n== measure", flush=True)
     before = earlier(task)
     rows = {row.variant: row for row in before.rows} if before else {}
+    if before and before.environment["cpu"] != environment()["cpu"]:
+        rows = {name: dataclasses.replace(row, latency_ms=None) for name, row in rows.items()}
     files = {name: task.result_directory / row.tflite for name, row in rows.items() if row.tflite}
     files |= {variant.name: variant.file.path for variant in variants}
     latencies = dict(zip(files, benchmark_interleaved(list(files.values()))))
@@ -97,10 +101,14 @@ def earlier(task):
     from tfcompress.reporting import environment
 
     before = _recorded(task) if getattr(task.config, "variants", ()) else None
-    if before and before.environment != environment():
-        print("The record is of other versions or of another machine: this run replaces all of it.", file=sys.stderr)
+    if before and _versions(before.environment) != _versions(environment()):
+        print("The record was written by other versions: this run replaces all of it.", file=sys.stderr)
         return None
     return before
+
+
+def _versions(environment):
+    return {name: value for name, value in environment.items() if name not in ("cpu", "threads")}
 
 
 def record_so_far(task, dataset, split, variants, select, top5=False):

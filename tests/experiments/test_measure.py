@@ -10,7 +10,7 @@ import tfcompress
 from experiments import measure
 from experiments.mobilenet import PROFILES
 from experiments.runner import Run
-from tfcompress.reporting import Row
+from tfcompress.reporting import Row, environment
 
 SIZES = {"params": 1, "macs": 1, "sparsity": 0.0, "tflite_bytes": 4, "gzip_bytes": 1}
 
@@ -75,13 +75,20 @@ def test_chosen_variants_are_added_to_the_record(measured):
     assert again["command"] == "first && second" and len(again["rows"]) == 3
 
 
-def test_a_whole_run_another_configuration_and_another_machine_replace_the_record(measured, monkeypatch, capsys):
+def test_latencies_of_another_processor_are_measured_again_or_go(measured, monkeypatch):
+    measured("first", "float32", "int8-qat", "float16")
+    monkeypatch.setattr("tfcompress.reporting.environment", lambda: {**environment(), "cpu": "another"})
+    rows = measured("second", "float32")["rows"]
+    assert {row["variant"]: row["latency_ms"] for row in rows} == {"float32": 5, "int8-qat": 4, "float16": None}
+
+
+def test_a_whole_run_another_configuration_and_other_versions_replace_the_record(measured, monkeypatch, capsys):
     measured("first", "float32", "int8-qat")
     assert [row["variant"] for row in measured("all", "float32", variants=())["rows"]] == ["float32"]
     measured("first", "float32", "int8-qat")
     other = measured("longer", "float32", finetune_epochs=2)
     assert other["command"] == "longer" and len(other["rows"]) == 1
     measured("first", "float32", "int8-qat")
-    monkeypatch.setattr("tfcompress.reporting.environment", lambda: {"python": "4.0"})
+    monkeypatch.setattr("tfcompress.reporting.environment", lambda: {**environment(), "python": "4.0"})
     assert len(measured("elsewhere", "float32")["rows"]) == 1
-    assert "another machine" in capsys.readouterr().err
+    assert "other versions" in capsys.readouterr().err
