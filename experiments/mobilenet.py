@@ -17,10 +17,11 @@ and --imagenet_dir (folders train and validation, or one folder for each class, 
 same command fine-tunes those weights and measures top-1 and top-5, as "mobilenet-imagenet". The images are held in
 memory, in training as floats: 150 and 600 KB each.
 
-A variant is int8-qat for the float network itself, sparse<percent>, or criterion-params<percent> or
-criterion-macs<percent> (l2-params72) for channels removed by a criterion of `tfcompress.criteria`. Every variant ends
-as an int8 file. How far each layer of it is from the float network, in dB, stands in signal_to_noise.csv beside the
-record. With --variants only those are trained, and added to what the record of the same configuration holds.
+A variant is int8-qat for the float network itself, sparse<percent>, or criterion-params<percent>,
+criterion-macs<percent> or criterion-params<percent>-macs<percent> (l2-params72) for channels removed by a criterion of
+`tfcompress.criteria`, at the same ratio everywhere or, where both are given, at one that changes with depth. Every
+variant ends as an int8 file. How far each layer of it is from the float network, in dB, stands in signal_to_noise.csv
+beside the record. With --variants only those are trained, and added to what the record of the same configuration holds.
 """
 
 import csv
@@ -38,7 +39,7 @@ MODELS = {"mobilenet": {"stem_strides": 1}, "mobilenet-4x4": {"stem_strides": 1,
 SPARSE = ("sparse30", "sparse50", "sparse70", "sparse80", "sparse90")
 # 81 % and 92 % less than the float file, raw, and beyond; with the ImageNet head, 3.1 MB.
 VARIANTS = {
-    "cifar10": ("int8-qat", *SPARSE, "l2-params28", "l2-params72"),
+    "cifar10": ("int8-qat", *SPARSE, "l2-params28", "l2-params72", "l2-params71-macs60"),
     "imagenet": ("int8-qat", *SPARSE, "l2-params30"),
 }
 RANDOM_IMAGES = 48
@@ -77,8 +78,8 @@ def parse(name):
         name: as in "int8-qat", "sparse70" or "l2-params50".
 
     Returns:
-        The criterion, None for sparsity, and a budget: {"sparsity", "params_reduction" or "macs_reduction": fraction};
-        neither for int8-qat.
+        The criterion, None for sparsity, and a budget: {"sparsity", or "params_reduction", "macs_reduction" or both:
+        fraction}; neither for int8-qat.
 
     Raises:
         ValueError: for one that is not written so, or an unknown criterion.
@@ -87,16 +88,17 @@ def parse(name):
 
     if name == "int8-qat":
         return None, {}
-    match = re.fullmatch(r"sparse(\d\d)|(\w+)-(params|macs)(\d\d)", name)
+    match = re.fullmatch(r"sparse(\d\d)|(\w+)(?=-)((?:-params\d\d)?(?:-macs\d\d)?)", name)
     if not match:
         raise ValueError(
-            f"a variant is written int8-qat, sparse<percent>, criterion-params<percent> or criterion-macs<percent> "
-            f"(l2-params72). Received: {name!r}"
+            f"a variant is written int8-qat, sparse<percent>, or criterion-params<percent>, criterion-macs<percent> or "
+            f"criterion-params<percent>-macs<percent> (l2-params72). Received: {name!r}"
         )
-    sparse, criterion, what, removed = match.groups()
+    sparse, criterion, removed = match.groups()
     if sparse:
         return None, {"sparsity": int(sparse) / 100}
-    return criteria.get(criterion), {f"{what}_reduction": int(removed) / 100}
+    reductions = re.findall(r"-([a-z]+)(\d\d)", removed)
+    return criteria.get(criterion), {f"{what}_reduction": int(percent) / 100 for what, percent in reductions}
 
 
 PROFILES = {

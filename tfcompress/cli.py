@@ -116,10 +116,9 @@ def _parser():
     sub.add_argument("model", metavar="MODEL", help=_MODEL)
     sub.add_argument("-o", "--output", help="the smaller model, .keras; its plan goes beside it, .plan.json")
     sub.add_argument("--criterion", default="l1", help="which filters go: l1, l2, geometric_median, ... (default: l1)")
-    target = sub.add_mutually_exclusive_group(required=True)
-    target.add_argument("--ratio", type=float, help="fraction of the channels of every layer to remove")
-    target.add_argument("--macs-reduction", type=float, help="fraction of the multiply-accumulates to remove")
-    target.add_argument("--params-reduction", type=float, help="fraction of the parameters to remove")
+    sub.add_argument("--ratio", type=float, help="fraction of the channels of every layer to remove; or instead:")
+    sub.add_argument("--macs-reduction", type=float, help="fraction of the multiply-accumulates to remove; or")
+    sub.add_argument("--params-reduction", type=float, help="fraction of the parameters to remove; or both of these")
     sub.add_argument(
         "--scope", choices=("layer", "global"), default="layer", help="same ratio everywhere, or all compete"
     )

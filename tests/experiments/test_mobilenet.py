@@ -31,8 +31,9 @@ def test_names_of_variants():
     [
         ({"model": "mobilenet-8x8"}, "model must be one of mobilenet, mobilenet-4x4"),
         ({"setting": "mnist"}, "setting must be one of cifar10, imagenet"),
-        ({"variants": ("sparse50", "l2-72")}, "sparse<percent>, criterion-params<percent>"),
+        ({"variants": ("sparse50", "l2-72")}, "sparse<percent>, or criterion-params<percent>"),
         ({"variants": ("sparse100",)}, "Received: 'sparse100'"),
+        ({"variants": ("l2-macs60-params71",)}, "criterion-params<percent>-macs<percent>"),
         ({"variants": ("l3-params72",)}, "geometric_median"),
         ({"setting": "imagenet", "imagenet_dir": "images"}, "together only"),
         ({"imagenet_dir": "images", "imagenet_weights": "w.h5"}, "needs setting 'imagenet'"),

@@ -187,6 +187,8 @@ def test_printed_graph_names_groups_axes_and_reasons(net):
         ({"macs_reduction": -0.1}, "macs_reduction=-0.1"),
         ({}, "exactly one"),
         ({"ratio": 0.5, "macs_reduction": 0.5}, "exactly one"),
+        ({"params_reduction": 0.5, "macs_reduction": 0.5, "scope": "global"}, 'need scope="layer"'),
+        ({"params_reduction": 0.5, "macs_reduction": 0.999}, "cannot be reached: the most is .* and 99"),
         ({"ratio": 0.5, "criterion": "l0"}, "'l0'. Known"),
         ({"ratio": 0.5, "criterion": "taylor"}, "needs data"),
         ({"ratio": 0.5, "skip": ["stage1_block1_cnv1"]}, "nearest name is 'stage1_block1_conv1'"),
@@ -217,6 +219,26 @@ def test_cut_that_depends_on_which_channels_go_is_solved_for():
         model.get_layer("a").kernel.assign(kernel * np.where(np.isin(np.arange(64), np.r_[small]), 0.1, 1.0))
         plan = plan_pruning(model, macs_reduction=0.3)
         assert 0.3 <= plan.macs_reduction <= 0.31
+
+
+@pytest.mark.parametrize("params, macs", [(0.7, 0.4), (0.5, 0.5), (0.4, 0.55)])
+def test_two_reductions_at_once(net, params, macs):
+    plan = plan_pruning(net, params_reduction=params, macs_reduction=macs)
+    assert params <= plan.params_reduction <= params + 0.02
+    assert macs <= plan.macs_reduction <= macs + 0.02
+    first, last = (
+        1 - len(plan.kept[name]) / plan.widths[name] for name in ("stage1_block1_conv1", "stage3_block2_conv1")
+    )
+    assert (first < last) == (params > macs)  # late layers hold the parameters
+    coarse = plan_pruning(net, params_reduction=params, macs_reduction=macs, round_to=8)
+    assert coarse.params_reduction >= params and coarse.macs_reduction >= macs
+    assert all(count % 8 == 0 for name, count in widths(coarse).items() if name != "logits")
+
+
+def test_parameters_may_cost_more_macs_than_wanted():
+    """A cut of 80 % of the parameters takes most of the MACs with it, whatever its place."""
+    plan = plan_pruning(lenet5(), params_reduction=0.8, macs_reduction=0.05)
+    assert 0.8 <= plan.params_reduction <= 0.82 and plan.macs_reduction > 0.05
 
 
 def test_target_between_two_steps_names_both():

@@ -270,11 +270,14 @@ def _check_prune(options, places, place):
     from tfcompress.criteria import REGISTRY
 
     targets = [name for name in ("ratio", "macs_reduction", "params_reduction") if name in options]
-    if len(targets) > 1 or not (targets or "ratios" in options):
+    both = targets == ["macs_reduction", "params_reduction"]
+    if (len(targets) > 1 and not both) or not (targets or "ratios" in options):
         raise RecipeError(
-            f"{place}: prune needs exactly one of ratio, macs_reduction, params_reduction. "
+            f"{place}: prune needs exactly one of ratio, macs_reduction, params_reduction, or both reductions. "
             f"Received: {', '.join(targets) or 'none'}"
         )
+    if both and options.get("scope") == "global":
+        raise RecipeError(f"{places['scope']}: two reductions at once need scope layer. Received: 'global'")
     for name in targets:
         if not 0 < options[name] < 1:
             raise RecipeError(f"{places[name]}: {name} must be in (0, 1). Received: {options[name]}")

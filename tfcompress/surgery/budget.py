@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 TOLERANCE = 0.01  # a solved cut is at most this far above its target
+RESOLUTION = 1 / 512  # of the ends of a line over depth
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,60 @@ def solve(counts, steps, reduction, target, exact=True):
     if not exact or reduction(result) <= target + TOLERANCE:
         return result
     return _fill(_after(counts, steps[: taken - 1]), steps[taken - 1 :], reduction, target)
+
+
+def counts_on_line(counts, groups, free, round_to, front, back):
+    """The counts where the fraction kept runs linearly over the free groups, to the nearest step.
+
+    Args:
+        counts: {group: channels} before.
+        groups: the groups of the graph.
+        free: indices of the groups that may shrink, front to back.
+        round_to: what the kept numbers of channels are multiples of.
+        front, back: fraction kept of the first and of the last of them; what lies outside [0, 1] is clipped.
+    """
+    counts = dict(counts)
+    for kept, index in zip(np.linspace(front, back, len(free)), free):
+        size = len(groups[index])
+        counts[index] = min(allowed_counts(size, round_to), key=lambda count: abs(count - kept * size))
+    return counts
+
+
+def solve_line(cuts, params, macs, low, high):
+    """The ends of a line over depth, as high as can be, at which two cuts are reached.
+
+    Late layers hold the parameters, early ones the MACs: of all lines that cut the MACs as wanted, the one with the
+    highest end that cuts the parameters, too, exceeds neither by much.
+
+    Args:
+        cuts: function of the line's first and last value; returns the fractions of the parameters and of the MACs that
+            are removed, which fall in both.
+        params, macs: the fractions to remove; at `low` everywhere they are reached.
+        low, high: bounds of the ends.
+
+    Returns:
+        The first and the last value.
+    """
+
+    def front_for(back):
+        return _highest(lambda front: cuts(front, back)[1] >= macs, low, high)
+
+    def reached(back):
+        removed = cuts(front_for(back), back)
+        return removed[0] >= params and removed[1] >= macs
+
+    back = _highest(reached, low, high)
+    return front_for(back), back
+
+
+def _highest(reaches, low, high):
+    """The highest number that `reaches`, as all lower ones do, by bisection."""
+    if reaches(high):
+        return high
+    while high - low > RESOLUTION:
+        middle = (low + high) / 2
+        low, high = (middle, high) if reaches(middle) else (low, middle)
+    return low
 
 
 def _shortest(counts, steps, reduction, target):

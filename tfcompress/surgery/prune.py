@@ -44,7 +44,8 @@ def prune_channels(
         macs_reduction, params_reduction: fraction of the MACs or the parameters to remove, in (0, 1). The ratio (or
             global threshold) is solved for: the smallest cut at or above the target, at most one point above it;
             ties are broken layer by layer. With `round_to` > 1, widths are coarse: it is the first cut at or above
-            the target, which in a narrow network can be several points above.
+            the target, which in a narrow network can be several points above. With both targets the ratio runs
+            linearly from the first group to the last, so that both are reached: a file as small and as fast as wanted.
         scope: "layer" (the same ratio everywhere) or "global" (scores of all layers compete; none is emptied).
         round_to: the kept widths are multiples of this, where the layer is at least that wide.
         skip: names of layers whose output channels are all kept.
@@ -99,7 +100,7 @@ def _choose(graph, criterion, ratio, macs_reduction, params_reduction, scope, ro
     """Which classes of the graph stay alive: (classes,) bool; and the criterion object."""
     targets = {"ratio": ratio, "macs_reduction": macs_reduction, "params_reduction": params_reduction}
     criterion = criteria.get(criterion)
-    target, value = _the_target(targets, ratios, criterion)
+    targets = _given(targets, ratios, criterion, scope)
     if scope not in ("layer", "global"):
         raise ValueError(f'scope must be "layer" or "global". Received: scope={scope!r}')
     if round_to < 1 or round_to != int(round_to):
@@ -108,13 +109,15 @@ def _choose(graph, criterion, ratio, macs_reduction, params_reduction, scope, ro
     counts = {index: len(group) for index, group in enumerate(graph.groups)}
     fixed = _fixed_counts(graph, ratios or {}, round_to)
     counts.update(fixed)
-    free = [index for index in counts if index not in fixed] if target else []
-    steps = chooser.steps(free, scope)
-    if target == "ratio":
+    free = [index for index in counts if index not in fixed] if targets else []
+    if len(targets) > 1:
+        counts = chooser.solve_both(counts, free, params_reduction, macs_reduction)
+    elif ratio is not None:
         at = budget.counts_at_ratio if scope == "layer" else budget.counts_at_fraction
-        counts = at(counts, steps, value)
-    elif target:
-        counts = chooser.solve(counts, steps, target.removesuffix("_reduction"), value)
+        counts = at(counts, chooser.steps(free, scope), ratio)
+    elif targets:
+        ((target, value),) = targets.items()
+        counts = chooser.solve(counts, chooser.steps(free, scope), target.removesuffix("_reduction"), value)
     elif criterion.threshold is not None:
         counts = fixed
     return chooser.alive(counts), criterion
@@ -136,19 +139,49 @@ class _Chooser:
 
     def solve(self, counts, steps, what, target):
         """The counts that reach a reduction of "macs" or "params"."""
-        everything = self.graph.cost(np.ones(len(self.graph.frozen), bool))
-        if getattr(everything, what) is None:
-            raise ValueError("macs_reduction needs a model with a fixed input size: its height or width is open.")
-
-        def reduction(counts, alive=self._first):
-            return 1 - getattr(self.graph.cost(alive(counts)), what) / getattr(everything, what)
-
+        reduction = self._reduction(what)
         exact = self.round_to == 1
         solved = budget.solve(counts, steps, reduction, target, exact)
         if target <= reduction(solved, self.alive) <= (target + budget.TOLERANCE if exact else 1):
             return solved
         # Channels of one group can have different consumers; then the cut depends on which of them go.
         return budget.solve(counts, steps, lambda counts: reduction(counts, self.alive), target, exact)
+
+    def solve_both(self, counts, free, params, macs):
+        """The counts that reach a reduction of the parameters and one of the MACs, with ratios linear over depth."""
+        cut_params, cut_macs = self._reduction("params"), self._reduction("macs")
+
+        def on_line(front, back):
+            return budget.counts_on_line(counts, self.graph.groups, free, self.round_to, front, back)
+
+        # As in `solve`, which channels go can matter: then they are chosen for every line that is tried.
+        for alive in (self._first, self.alive):
+
+            def cuts(front, back, alive=alive):
+                line = on_line(front, back)
+                return cut_params(line, alive), cut_macs(line, alive)
+
+            most = cuts(0, 0)
+            if most[0] < params or most[1] < macs:
+                raise ValueError(
+                    f"Reductions of {params:.1%} of the parameters and {macs:.1%} of the MACs cannot be reached: the "
+                    f"most is {most[0]:.1%} and {most[1]:.1%}."
+                )
+            solved = on_line(*budget.solve_line(cuts, params, macs, low=-1, high=2))
+            if cut_params(solved, self.alive) >= params and cut_macs(solved, self.alive) >= macs:
+                break
+        return solved
+
+    def _reduction(self, what):
+        """A function of counts, and of how channels are chosen: the fraction of "macs" or "params" removed."""
+        everything = getattr(self.graph.cost(np.ones(len(self.graph.frozen), bool)), what)
+        if everything is None:
+            raise ValueError("macs_reduction needs a model with a fixed input size: its height or width is open.")
+
+        def reduction(counts, alive=self._first):
+            return 1 - getattr(self.graph.cost(alive(counts)), what) / everything
+
+        return reduction
 
     def alive(self, counts):
         """The classes that stay when each group keeps its count by the criterion; without a count, by its threshold."""
@@ -179,17 +212,20 @@ class _Chooser:
         return scores if self.criterion.comparable else scores / max(scores.mean(), 1e-12)
 
 
-def _the_target(targets, ratios, criterion):
-    """The one target given, (name, value), or (None, None) if `ratios` or the criterion's threshold decide alone."""
+def _given(targets, ratios, criterion, scope):
+    """The targets given, {name: value}: one, both reductions, or none if `ratios` or a threshold decide alone."""
     given = {name: value for name, value in targets.items() if value is not None}
     if given and criterion.threshold is not None:
         raise ValueError(f"A criterion with a threshold needs no {next(iter(given))}: give one of the two.")
-    if len(given) > 1 or (not given and ratios is None and criterion.threshold is None):
-        raise ValueError(f"Give exactly one of {', '.join(targets)}. Received: {given or 'none'}")
+    both = len(given) == 2 and "ratio" not in given
+    if (len(given) > 1 and not both) or (not given and ratios is None and criterion.threshold is None):
+        raise ValueError(f"Give exactly one of {', '.join(targets)}, or both reductions. Received: {given or 'none'}")
+    if both and scope != "layer":
+        raise ValueError(f'Two reductions at once need scope="layer". Received: scope={scope!r}')
     for name, value in given.items():
         if not 0 < value < 1:
             raise ValueError(f"{name} must be in (0, 1). Received: {name}={value}")
-    return next(iter(given.items()), (None, None))
+    return given
 
 
 def _fixed_counts(graph, ratios, round_to):

@@ -5,11 +5,12 @@ from typing import NamedTuple
 import numpy as np
 
 from tfcompress.criteria.diversity import cosine_similarities, eliminate
+from tfcompress.surgery.budget import solve_line
 from tfcompress.surgery.channel_graph import ChannelGraph, no_such_layer
 from tfcompress.surgery.plan import PruningPlan
 
 MIN_KEPT = 1 / 32
-SPAN, RESOLUTION = 16, 1 / 512  # of the ends of the line, in standard deviations of a layer's cosines
+SPAN = 16  # of the ends of the line, in standard deviations of a layer's cosines
 ROUNDS = 4
 
 
@@ -163,13 +164,8 @@ def _solve_line(graph, layers, targets, min_kept):
             alive[graph.groups[index].classes[filters]] = False
         return _cuts(graph, alive)
 
-    def front_for(back):
-        return _highest(lambda front: cuts(front, back)[1] >= targets[1])
-
-    # Late layers hold the parameters, early ones the MACs: of all lines that cut the MACs as wanted, the one with the
-    # highest end that cuts the parameters, too, exceeds neither by much.
-    back = _highest(lambda back: np.all(cuts(front_for(back), back) >= targets))
-    return {index: len(filters) for index, filters in gone(front_for(back), back).items()}
+    front, back = solve_line(cuts, *targets, low=-SPAN, high=SPAN)
+    return {index: len(filters) for index, filters in gone(front, back).items()}
 
 
 def _cuts(graph, alive):
@@ -178,12 +174,3 @@ def _cuts(graph, alive):
     if before.macs is None:
         raise ValueError("macs_reduction needs a model with a fixed input size: its height or width is open.")
     return np.array([1 - after.params / before.params, 1 - after.macs / before.macs])
-
-
-def _highest(reaches):
-    """The highest number within the span that `reaches`, as all lower ones do, by bisection."""
-    low, high = -SPAN, SPAN
-    while high - low > RESOLUTION:
-        middle = (low + high) / 2
-        low, high = (middle, high) if reaches(middle) else (low, middle)
-    return low
