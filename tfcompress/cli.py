@@ -116,9 +116,13 @@ def _parser():
     sub.add_argument("model", metavar="MODEL", help=_MODEL)
     sub.add_argument("-o", "--output", help="the smaller model, .keras; its plan goes beside it, .plan.json")
     sub.add_argument("--criterion", default="l1", help="which filters go: l1, l2, geometric_median, ... (default: l1)")
-    sub.add_argument("--ratio", type=float, help="fraction of the channels of every layer to remove; or instead:")
-    sub.add_argument("--macs-reduction", type=float, help="fraction of the multiply-accumulates to remove; or")
-    sub.add_argument("--params-reduction", type=float, help="fraction of the parameters to remove; or both of these")
+    sub.add_argument("--ratio", type=float, help="fraction of the channels of every layer to remove, or:")
+    sub.add_argument("--macs-reduction", type=float, help="fraction of the multiply-accumulates to remove")
+    sub.add_argument(
+        "--params-reduction",
+        type=float,
+        help="fraction of the parameters to remove; with --macs-reduction, the ratio changes with depth to reach both",
+    )
     sub.add_argument(
         "--scope", choices=("layer", "global"), default="layer", help="same ratio everywhere, or all compete"
     )
