@@ -73,12 +73,12 @@ def _accuracies(summary):
 
 
 def _accuracy_against_bytes(summary):
-    figure, axes = _figure(summary, "bytes", "top-1 of the file (%)")
+    figure, axes = _figure(summary, "size", "top-1 of the file (%)")
     for metric, (marker, label) in SIZES.items():
         _points(axes, summary, metric, label, marker)
     for name, size, accuracy in _published_sizes(summary):
         axes.plot(size, accuracy, "*", markersize=12, label=name)
-    axes.set_xscale("log")
+    _log_scale(axes, "B")
     _name_points(axes, summary, "gzip_bytes")
     axes.legend(fontsize=8)
     return figure
@@ -94,7 +94,7 @@ def _sparsity_against_accuracy(summary):
 def _accuracy_against_cut(summary, metric):
     """Ours at the real cut and, hollow, at the cut as papers count it; published points as they count it."""
     figure, axes = _figure(summary, f"{METRICS[metric].label} (%)", "top-1 of the file (%)")
-    papers = f"{metric}_papers"
+    papers, title = f"{metric}_papers", None
     baseline = summary.variants[BASELINE]["top1_tflite"].mean
     axes.axhline(baseline, color="grey", linewidth=0.8, linestyle=":", label="unpruned float")
     for i, (variant, spreads) in enumerate(summary.variants.items()):
@@ -104,12 +104,12 @@ def _accuracy_against_cut(summary, metric):
         axes.errorbar(spreads[metric].mean, height.mean, height.deviation or 0, fmt="o", color=color, label=variant)
         if papers in spreads:
             axes.plot(spreads[papers].mean, height.mean, "o", color=color, fillstyle="none")
+            title = "hollow: as papers count"
     for point in _published(summary):
         values = {figure.metric: figure.published for figure in point.figures if figure.published is not None}
         cut = values.get(papers, values.get(metric))
         if cut and "drop" in values:
             axes.plot(cut, baseline - values["drop"], "*", markersize=12, label=f"{point.name} (published drop)")
-    title = "hollow: as papers count" if papers in METRICS else None
     axes.legend(fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5), title=title, title_fontsize=7)
     figure.set_size_inches(10, 4.5)
     return figure
@@ -120,17 +120,18 @@ def _routes(summary):
     import matplotlib.figure
 
     figure = matplotlib.figure.Figure((12, 4.8), layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
-    for axes, (metric, label) in zip(panels, (("tflite_bytes", "raw bytes"), ("latency_ms", "latency (ms)"))):
-        _describe(axes, summary, label, "top-1 of the file (%)")
+    panels = dict(zip(("tflite_bytes", "latency_ms"), figure.subplots(1, 2, sharey=True)))
+    for (metric, axes), (label, unit) in zip(panels.items(), (("raw", "B"), ("latency", "ms"))):
+        _describe(axes, summary, f"{label} ({unit})", "top-1 of the file (%)")
         for route, marker in ROUTES.items():
             chosen = {name: spreads for name, spreads in summary.variants.items() if _route(spreads) == route}
             _points(axes, dataclasses.replace(summary, variants=chosen), metric, route, marker)
-        axes.set_xscale("log")
-        _name_points(axes, summary, metric)
+        _log_scale(axes, unit)
     for name, size, accuracy in _published_sizes(summary):
-        panels[0].plot(size, accuracy, "*", markersize=12, label=name)
-    panels[0].legend(fontsize=8)
+        panels["tflite_bytes"].plot(size, accuracy, "*", markersize=12, label=name)
+    panels["tflite_bytes"].legend(fontsize=8)
+    for metric, axes in panels.items():
+        _name_points(axes, summary, metric)
     return figure
 
 
@@ -229,6 +230,17 @@ def _describe(axes, summary, x_label, y_label):
     axes.grid(alpha=0.3)
 
 
+def _log_scale(axes, unit):
+    """A logarithmic x axis in B or ms with its numbers written out, and room at the right for the last name."""
+    import matplotlib.ticker
+
+    axes.set_xscale("log")
+    axes.margins(x=0.12)
+    axes.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(unit) if unit == "B" else "{x:g}")
+    axes.xaxis.set_minor_formatter("")
+
+
 def _points(axes, summary, metric, label, marker):
     spreads = summary.variants.values()
     axes.errorbar(
@@ -241,19 +253,33 @@ def _points(axes, summary, metric, label, marker):
 
 
 def _name_points(axes, summary, metric):
-    """Names the points from the highest down, but for those whose names, parallel and tilted, would touch another."""
+    """Names the points from the highest down; a name that would touch another moves down or, after four, goes."""
     points = [
         (spreads[metric].mean, spreads["top1_tflite"].mean, variant) for variant, spreads in summary.variants.items()
     ]
-    tilt = np.deg2rad(35)
+    axes.figure.draw_without_rendering()  # Places the axes: the distances below are in pixels.
+    tilt, step = np.deg2rad(35), 16
     along, across = np.array([np.cos(tilt), -np.sin(tilt)]), np.array([np.sin(tilt), np.cos(tilt)])
     named = []
     for x, y, variant in sorted(points, key=lambda point: -point[1]):
-        place = axes.transData.transform((x, y))
-        if any(abs((place - other) @ along) < 120 and abs((place - other) @ across) < 12 for other in named):
-            continue
-        named.append(place)
-        axes.annotate(variant, (x, y), (4, -4), textcoords="offset points", fontsize=7, rotation=-35, va="top")
+        point = axes.transData.transform((x, y))
+        for down in range(4):
+            place = point - (0, down * step)
+            if not any(abs((place - other) @ along) < 120 and abs((place - other) @ across) < 12 for other in named):
+                named.append(place)
+                offset = (4, -4 - down * step * 72 / axes.figure.dpi)
+                line = {"arrowstyle": "-", "linewidth": 0.4, "color": "grey", "relpos": (0, 1)} if down else None
+                axes.annotate(
+                    variant,
+                    (x, y),
+                    offset,
+                    textcoords="offset points",
+                    fontsize=7,
+                    rotation=-35,
+                    va="top",
+                    arrowprops=line,
+                )
+                break
 
 
 def _published_sizes(summary):
