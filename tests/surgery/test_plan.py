@@ -9,7 +9,7 @@ import pytest
 from keras import layers
 
 from tfcompress import apply_plan, criteria, plan_pruning, profile, prune_channels
-from tfcompress.models import lenet5, resnet
+from tfcompress.models import lenet5, resnet, vgg16
 from tfcompress.surgery import ChannelGraph, PruningPlan
 
 
@@ -239,6 +239,33 @@ def test_parameters_may_cost_more_macs_than_wanted():
     """A cut of 80 % of the parameters takes most of the MACs with it, whatever its place."""
     plan = plan_pruning(lenet5(), params_reduction=0.8, macs_reduction=0.05)
     assert 0.8 <= plan.params_reduction <= 0.82 and plan.macs_reduction > 0.05
+
+
+def convolutions(*counts):
+    model = keras.Sequential([keras.Input((8, 8, 3))])
+    for count in counts:
+        model.add(layers.Conv2D(count, 3, padding="same"))
+    model.add(layers.GlobalAveragePooling2D())
+    model.add(layers.Dense(10))
+    return model
+
+
+@pytest.mark.parametrize(
+    "counts, params, macs",
+    [((32,), 0.8, 0.2), ((256, 128, 64, 32, 16), 0.8, 0.2), ((64,) * 6, 0.8, 0.2), ((32, 64), 0.95, 0.1)],
+)
+def test_neither_reduction_is_missed_where_one_brings_more_of_the_other(counts, params, macs):
+    plan = plan_pruning(convolutions(*counts), params_reduction=params, macs_reduction=macs)
+    assert plan.params_reduction >= params and plan.macs_reduction >= macs
+
+
+def test_two_reductions_at_once_leave_no_layer_without_need():
+    plan = plan_pruning(convolutions(*[64] * 6), params_reduction=0.5, macs_reduction=0.5)
+    assert {len(kept) for kept in list(plan.kept.values())[:6]} <= {44, 45, 46}  # one ratio reaches both
+    flat = plan_pruning(vgg16(), macs_reduction=0.7)
+    tilted = plan_pruning(vgg16(), params_reduction=0.3, macs_reduction=0.7)
+    assert flat.params_reduction > 0.6 and 0.3 <= tilted.params_reduction <= 0.31
+    assert all(len(kept) >= 0.24 * len(flat.kept[name]) for name, kept in tilted.kept.items())
 
 
 def test_target_between_two_steps_names_both():

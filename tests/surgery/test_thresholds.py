@@ -90,6 +90,16 @@ def test_some_filters_stay_whatever_the_threshold(vgg):
     assert len(plan.kept["conv4"]) == 8 and len(plan.kept["conv5"]) == 64
 
 
+def test_parameters_may_cost_more_macs_than_wanted():
+    model = keras.Sequential([keras.Input((16, 16, 3))])
+    for i in range(5):
+        model.add(layers.Conv2D(256 >> i, 3, padding="same", name=f"conv{i}"))
+    model.add(layers.GlobalAveragePooling2D())
+    model.add(layers.Dense(10))
+    plan = plan_by_thresholds(model, solve_thresholds(model, params_reduction=0.6, macs_reduction=0.3))
+    assert 0.6 <= plan.params_reduction <= 0.62 and plan.macs_reduction >= 0.3
+
+
 def test_skipped_layers_stay_whole(vgg):
     thresholds = solve_thresholds(vgg, params_reduction=0.4, macs_reduction=0.4, skip=["conv8"])
     assert "conv8" not in thresholds
@@ -99,6 +109,10 @@ def test_skipped_layers_stay_whole(vgg):
 def test_bad_arguments_are_named(vgg):
     with pytest.raises(ValueError, match=r"nearest name is 'conv8'"):
         plan_by_thresholds(vgg, {"conv88": 0.5})
+    with pytest.raises(ValueError, match="without channels that can be removed: 'logits'"):
+        plan_by_thresholds(vgg, {"logits": 0.5})
+    with pytest.raises(ValueError, match="coupled to 'conv1', which stands for it: 'stage1_block1_conv2'"):
+        plan_by_thresholds(resnet(8), {"stage1_block1_conv2": 0.5})
     with pytest.raises(ValueError, match=r"thresholds\['conv1'\]"):
         plan_by_thresholds(vgg, {"conv1": 1.5})
     with pytest.raises(ValueError, match="must be in"):

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 TOLERANCE = 0.01  # a solved cut is at most this far above its target
-RESOLUTION = 1 / 512  # of the ends of a line over depth
+RESOLUTION = 1 / 512  # of a line over depth
+TILT = 3  # the steepest line rises by so many times the range of its values
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def solve(counts, steps, reduction, target, exact=True):
     return _fill(_after(counts, steps[: taken - 1]), steps[taken - 1 :], reduction, target)
 
 
-def counts_on_line(counts, groups, free, round_to, front, back):
+def counts_on_line(counts, groups, free, round_to, front, back, least=0.0):
     """The counts where the fraction kept runs linearly over the free groups, to the nearest step.
 
     Args:
@@ -113,40 +114,63 @@ def counts_on_line(counts, groups, free, round_to, front, back):
         groups: the groups of the graph.
         free: indices of the groups that may shrink, front to back.
         round_to: what the kept numbers of channels are multiples of.
-        front, back: fraction kept of the first and of the last of them; what lies outside [0, 1] is clipped.
+        front, back: fraction kept of the first and of the last of them; what lies outside [least, 1] is clipped.
+        least: the fraction that every group keeps.
     """
     counts = dict(counts)
     for kept, index in zip(np.linspace(front, back, len(free)), free):
         size = len(groups[index])
-        counts[index] = min(allowed_counts(size, round_to), key=lambda count: abs(count - kept * size))
+        counts[index] = min(allowed_counts(size, round_to), key=lambda count: abs(count - max(kept, least) * size))
     return counts
 
 
 def solve_line(cuts, params, macs, low, high):
-    """The ends of a line over depth, as high as can be, at which two cuts are reached.
+    """The flattest line over depth at which two cuts are reached, and neither exceeds its target more than it must.
 
-    Late layers hold the parameters, early ones the MACs: of all lines that cut the MACs as wanted, the one with the
-    highest end that cuts the parameters, too, exceeds neither by much.
+    Late layers hold the parameters, early ones the MACs: where a flat line that reaches one cut exceeds the other, a
+    tilted one spares the layers that hold what was cut too much.
 
     Args:
         cuts: function of the line's first and last value; returns the fractions of the parameters and of the MACs that
-            are removed, which fall in both.
+            are removed, which fall in both, and change no more outside [low, high].
         params, macs: the fractions to remove; at `low` everywhere they are reached.
-        low, high: bounds of the ends.
+        low, high: bounds of the line's useful values.
 
     Returns:
         The first and the last value.
     """
 
-    def front_for(back):
-        return _highest(lambda front: cuts(front, back)[1] >= macs, low, high)
+    def highest(line, low, high):
+        return solve_level(lambda x: cuts(*line(x)), params, macs, low, high)
 
-    def reached(back):
-        removed = cuts(front_for(back), back)
+    def ends(tilt):
+        rise = abs(tilt) / 2
+        level = highest(lambda x: (x - tilt / 2, x + tilt / 2), low - rise, high + rise)
+        return level - tilt / 2, level + tilt / 2
+
+    def imbalance(tilt):
+        removed = cuts(*ends(tilt))
+        return (removed[0] - params) - (removed[1] - macs)
+
+    up = 1 if imbalance(0) > 0 else -1
+    steepest = TILT * (high - low)
+    enough = max(up * imbalance(up * steepest) + TOLERANCE, 0)
+    # The steepest line is balanced well enough; the flattest such line is the other end of the bisection.
+    flatness = _highest(lambda flat: up * imbalance(up * (steepest - flat)) <= enough, 0, steepest)
+    front, back = ends(up * (steepest - flatness))
+    # Where counts are coarse, one end can still rise a little.
+    back = highest(lambda x: (front, x), back, back + (high - low))
+    return highest(lambda x: (x, back), front, front + (high - low)), back
+
+
+def solve_level(cuts, params, macs, low, high):
+    """The highest number in [low, high] at which the cuts of parameters and MACs, both falling, reach their targets."""
+
+    def reached(level):
+        removed = cuts(level)
         return removed[0] >= params and removed[1] >= macs
 
-    back = _highest(reached, low, high)
-    return front_for(back), back
+    return _highest(reached, low, high)
 
 
 def _highest(reaches, low, high):

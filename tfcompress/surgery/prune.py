@@ -12,6 +12,8 @@ from tfcompress.surgery.matrices import matrices
 from tfcompress.surgery.plan import PruningPlan
 from tfcompress.surgery.rebuild import rebuild
 
+LEAST_KEPT = 1 / 4  # of what a group would keep at one ratio for all, where ratios run over depth
+
 
 class Pruned(NamedTuple):
     """What `prune_channels` returns: the smaller model and the plan that led to it."""
@@ -45,7 +47,8 @@ def prune_channels(
             global threshold) is solved for: the smallest cut at or above the target, at most one point above it;
             ties are broken layer by layer. With `round_to` > 1, widths are coarse: it is the first cut at or above
             the target, which in a narrow network can be several points above. With both targets the ratio runs
-            linearly from the first group to the last, so that both are reached: a file as small and as fast as wanted.
+            linearly from the first group to the last, no steeper than it must for both to be reached: a file as small
+            and as fast as wanted. What one target takes along of the other, beyond what a line can spare, is lost, too.
         scope: "layer" (the same ratio everywhere) or "global" (scores of all layers compete; none is emptied).
         round_to: the kept widths are multiples of this, where the layer is at least that wide.
         skip: names of layers whose output channels are all kept.
@@ -148,29 +151,42 @@ class _Chooser:
         return budget.solve(counts, steps, lambda counts: reduction(counts, self.alive), target, exact)
 
     def solve_both(self, counts, free, params, macs):
-        """The counts that reach a reduction of the parameters and one of the MACs, with ratios linear over depth."""
-        cut_params, cut_macs = self._reduction("params"), self._reduction("macs")
+        """The counts that reach a reduction of the parameters and one of the MACs, with ratios linear over depth.
 
-        def on_line(front, back):
-            return budget.counts_on_line(counts, self.graph.groups, free, self.round_to, front, back)
-
+        No group keeps less than a part of what it would keep at one ratio for all.
+        """
+        cuts = self._reduction("params"), self._reduction("macs")
         # As in `solve`, which channels go can matter: then they are chosen for every line that is tried.
         for alive in (self._first, self.alive):
+            solved = self._on_line(
+                counts, free, params, macs, lambda line, alive=alive: [cut(line, alive) for cut in cuts]
+            )
+            reached = [cut(solved, self.alive) for cut in cuts]
+            if reached[0] >= params and reached[1] >= macs:
+                return solved
+        raise ValueError(
+            f"Reductions of {params:.1%} of the parameters and {macs:.1%} of the MACs were not reached: "
+            f"{reached[0]:.1%} and {reached[1]:.1%}. Ask for a little more."
+        )
 
-            def cuts(front, back, alive=alive):
-                line = on_line(front, back)
-                return cut_params(line, alive), cut_macs(line, alive)
+    def _on_line(self, counts, free, params, macs, cuts):
+        least = 0.0
 
-            most = cuts(0, 0)
-            if most[0] < params or most[1] < macs:
-                raise ValueError(
-                    f"Reductions of {params:.1%} of the parameters and {macs:.1%} of the MACs cannot be reached: the "
-                    f"most is {most[0]:.1%} and {most[1]:.1%}."
-                )
-            solved = on_line(*budget.solve_line(cuts, params, macs, low=-1, high=2))
-            if cut_params(solved, self.alive) >= params and cut_macs(solved, self.alive) >= macs:
-                break
-        return solved
+        def on_line(front, back):
+            return budget.counts_on_line(counts, self.graph.groups, free, self.round_to, front, back, least)
+
+        def cuts_on_line(front, back):
+            return cuts(on_line(front, back))
+
+        most = cuts_on_line(0, 0)
+        if most[0] < params or most[1] < macs:
+            raise ValueError(
+                f"Reductions of {params:.1%} of the parameters and {macs:.1%} of the MACs cannot be reached: the most "
+                f"is {most[0]:.1%} and {most[1]:.1%}."
+            )
+        flat = budget.solve_level(lambda kept: cuts_on_line(kept, kept), params, macs, low=0, high=1)
+        least = LEAST_KEPT * flat
+        return on_line(*budget.solve_line(cuts_on_line, params, macs, low=0, high=1))
 
     def _reduction(self, what):
         """A function of counts, and of how channels are chosen: the fraction of "macs" or "params" removed."""

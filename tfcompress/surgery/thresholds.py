@@ -36,9 +36,14 @@ def plan_by_thresholds(model, thresholds, *, skip=(), min_kept=MIN_KEPT):
     """
     graph = ChannelGraph(model, skip)
     names = [group.name for group in graph.groups]
+    layers = [name for name, _ in graph.layers.values()]
     for name, threshold in thresholds.items():
+        if name not in layers:
+            raise ValueError(no_such_layer("thresholds", name, layers))
         if name not in names:
-            raise ValueError(no_such_layer("thresholds", name, names))
+            coupled = next((group.name for group in graph.groups if name in group.positions), None)
+            why = f"coupled to {coupled!r}, which stands for it" if coupled else "without channels that can be removed"
+            raise ValueError(f"thresholds names a layer {why}: {name!r}.")
         if not -1 <= threshold <= 1:
             raise ValueError(f"thresholds[{name!r}] must be in [-1, 1]. Received: {threshold}")
     alive, _ = _front_to_back(graph, lambda index, layer: thresholds.get(names[index], np.inf), min_kept)
@@ -87,17 +92,21 @@ def solve_thresholds(model, *, params_reduction, macs_reduction, skip=(), min_ke
     # What goes from a layer depends on how those before it are sliced. So the line is solved for among layers as the
     # last solution sliced them; its numbers of filters are then what counts, as their cost is known.
     alive, layers = _front_to_back(graph, lambda index, layer: 1.0, min_kept)
-    aim, thresholds = targets, None
+    aim, thresholds, excess = targets, None, np.inf
     for _ in range(ROUNDS):
         counts = _solve_line(graph, layers, aim, min_kept)
         alive, layers = _front_to_back(graph, lambda i, layer, counts=counts: layer.threshold(counts[i]), min_kept)
         cuts = _cuts(graph, alive)
-        if np.all(cuts >= targets):
+        if np.all(cuts >= targets) and np.max(cuts - targets) < excess:
+            excess = np.max(cuts - targets)
             thresholds = {layer.name: layer.threshold(counts[index]) for index, layer in layers.items()}
         # Where layers read some channels of a group only, the cost depends on which ones go: the aim makes up for it.
         aim = np.minimum(aim + np.maximum(targets - cuts, 0), most)
     if thresholds is None:
-        raise ValueError(f"No thresholds were found: cuts of {aim.tolist()} were sought, {cuts.tolist()} reached.")
+        raise ValueError(
+            f"No thresholds cut {targets[0]:.1%} of the parameters and {targets[1]:.1%} of the MACs: "
+            f"{cuts[0]:.1%} and {cuts[1]:.1%} were found. Ask for a little more."
+        )
     return thresholds
 
 
