@@ -204,10 +204,20 @@ def test_a_loss_of_ones_own_and_bad_arrays(model, data, tmp_path):
     model.compile("adam", lambda targets, outputs: keras.ops.mean(outputs))
     steps = [{"prune": {"ratio": 0.25}}, {"export": {"precision": "float32"}}]
     assert compress(model, (x, y), steps, tmp_path / "out").file.precision == "float32"
-    with pytest.raises(ValueError, match=r"labels float64 \(200, 10\)"):
-        compress(model, (x, np.eye(10)[y]), steps, tmp_path / "other")
+    with pytest.raises(ValueError, match=r"labels of shape \(200, 10\) are not one-hot"):
+        compress(model, (x, 0.9 * np.eye(10)[y]), steps, tmp_path / "other")
+    with pytest.raises(ValueError, match=r"labels must be in \[0, 10\)"):
+        compress(model, (x, y + 1), steps, tmp_path / "other")
     with pytest.raises(ValueError, match="Received: int64"):
         compress(model, (x.astype("int64"), y), steps, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_arrays_without_the_last_class_still_name_every_output(model, data, tmp_path):
+    x, y = data.validation
+    few = y < 8
+    compress(model, (x[few], y[few, None]), [{"export": {"precision": "float32"}}], tmp_path / "out")
+    assert (tmp_path / "out" / "labels.txt").read_text().split() == [str(i) for i in range(10)]
 
 
 @pytest.mark.parametrize(

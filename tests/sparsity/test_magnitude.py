@@ -13,7 +13,7 @@ from keras import layers
 import tfcompress as tfc
 from tfcompress.models import lenet5
 from tfcompress.sparsity import MagnitudePruning, allocate, prunable_kernels, sparsity_of
-from tfcompress.training import TrainingConfig, fit
+from tfcompress.training import CheckpointError, TrainingConfig, fit
 
 CONFIG = TrainingConfig(epochs=3, batch_size=16, learning_rate=0.01)
 # A learning rate of practically zero: the zeros then show the magnitudes of the source.
@@ -102,6 +102,22 @@ def test_resumed_training_ends_with_the_same_bits(tmp_path, epochs_before):
     assert sparsity_of(resumed) == pytest.approx(0.8, abs=0.01)
     for a, b in zip(whole.weights, resumed.weights, strict=True):
         np.testing.assert_array_equal(a, b, err_msg=a.path)
+
+
+def test_directory_of_another_sparsity_is_refused(tmp_path):
+    tfc.sparsify(small_net(), 0.5, *data(), CONFIG, directory=tmp_path)
+    with pytest.raises(CheckpointError, match=r"sparsity 0\.5, now 0\.9"):
+        tfc.sparsify(small_net(), 0.9, *data(), CONFIG, directory=tmp_path)
+    assert sparsity_of(tfc.sparsify(small_net(), 0.5, *data(), CONFIG, directory=tmp_path)) == pytest.approx(
+        0.5, abs=0.01
+    )
+
+
+def test_every_kernel_keeps_a_weight():
+    keras.utils.set_random_seed(0)
+    net = [keras.Input((8, 8, 3)), layers.SeparableConv2D(64, 1), layers.Flatten(), layers.Dense(5)]
+    sparse = tfc.sparsify(keras.Sequential(net), 0.97, *data(), CONFIG, allocation="uniform")
+    assert [int(np.count_nonzero(kernel)) for kernel in sparse.layers[0].weights[:2]] == [1, 6]
 
 
 def test_pruning_again_keeps_the_zeros_there_are():

@@ -25,7 +25,8 @@ def classifier():
 
 @pytest.fixture(scope="module")
 def measured(classifier):
-    return sensitivity(*classifier, ratios=(0.25, 0.5))
+    model, x, y = classifier
+    return sensitivity(model, x, y[:, None], ratios=(0.25, 0.5))
 
 
 def test_accuracy_falls_where_it_must(measured):

@@ -83,11 +83,22 @@ def test_checkpoint_from_before_a_hyperparameter_is_one_of_its_default(digits, t
         (np.zeros((4, 32, 32, 3), "uint8"), np.zeros(4, int), r"\(28, 28, 1\)"),
         (np.zeros((4, 28, 28, 1), "uint8"), np.full(4, 10), r"\[0, 10\)"),
         (np.full((4, 28, 28, 1), np.nan, "float32"), np.zeros(4, int), "NaN"),
+        (np.zeros((4, 28, 28, 1), "uint8"), np.zeros(4) + 0.5, "labels must be integers"),
+        (np.zeros((4, 28, 28, 1), "uint8"), np.zeros((4, 10)), "not one-hot"),
     ],
 )
 def test_bad_data_is_named(images, labels, message):
     with pytest.raises(ValueError, match=message):
         fit(network(), images, labels, CONFIG)
+
+
+def test_labels_of_keras_datasets_and_one_hot_ones(digits, tmp_path):
+    images, labels = digits.x_train[:256], digits.y_train[:256]
+    histories = [
+        fit(network(), images, y, CONFIG, validation=(images, y), directory=tmp_path)
+        for y in (labels, labels[:, None].astype("uint8"), np.eye(10)[labels])
+    ]
+    assert histories[0] == histories[1] == histories[2] and histories[0][-1]["val_accuracy"] > 0.2
 
 
 def test_divergence_stops_the_training_and_is_not_saved(digits, tmp_path):

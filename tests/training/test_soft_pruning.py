@@ -54,6 +54,38 @@ def test_removing_the_zeros_changes_nothing(data, tmp_path):
     assert np.abs(other - expected).max() > 0.1
 
 
+@pytest.mark.parametrize("kind", ["depthwise", "separable", "pre-activation", "nested"])
+def test_removing_the_zeros_changes_nothing_behind_any_batch_norm(data, tmp_path, kind):
+    keras.utils.set_random_seed(0)
+
+    def norm():
+        return layers.BatchNormalization(momentum=0.8, beta_initializer="uniform")
+
+    x = inputs = keras.Input((28, 28, 1))
+    x = layers.ReLU()(norm()(layers.Conv2D(8, 5, strides=4, name="stem")(norm()(x))))
+    if kind == "depthwise":
+        x = layers.ReLU()(norm()(layers.DepthwiseConv2D(3, bias_initializer="ones")(x)))
+        x = layers.Conv2D(12, 1, name="last")(x)
+    elif kind == "separable":
+        x = layers.SeparableConv2D(12, 3, bias_initializer="ones", name="last")(x)
+    elif kind == "pre-activation":
+        x = layers.Add()([x, layers.Conv2D(8, 3, padding="same", name="last")(layers.ReLU()(norm()(x)))])
+        x = layers.ReLU()(norm()(layers.Concatenate()([x, x])))
+    else:
+        part = [keras.Input((6, 6, 8)), layers.Conv2D(12, 3, name="last"), norm(), layers.ReLU()]
+        x = keras.Sequential(part, name="part")(x)
+    model = keras.Model(inputs, layers.Dense(10)(layers.GlobalAveragePooling2D()(x)))
+    soft = SoftPruning(model, "l2", tmp_path / "plan.json", ratio=0.5)
+    fit(model, *data, CONFIG, callbacks=[soft])
+    x = data[0][:64] / np.float32(255)
+    expected = model.predict(x, verbose=0)
+    smaller = tfc.apply_plan(model, soft.plan)
+    assert smaller.count_params() < 0.8 * model.count_params() and np.ptp(expected) > 0.1
+    np.testing.assert_allclose(smaller.predict(x, verbose=0), expected, atol=1e-5)
+    means = [np.asarray(v) for v in model.weights if v.name == "moving_mean"]
+    assert all(mean.any() for mean in means)
+
+
 def test_zeroed_filters_are_trained_on(data, tmp_path):
     """Between the ends of two epochs every filter moves away from zero, and another choice is possible."""
     norms = []

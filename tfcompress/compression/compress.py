@@ -96,8 +96,8 @@ def compress(
     from tfcompress.compression.outputs import as_logits
 
     recipe = load_recipe(recipe).adapted(augmentation, bfloat16)
-    data = _as_user_data(data)
     original, had_softmax = as_logits(model)
+    data = _as_user_data(data, original)
     # What cannot be done is found before anything is trained.
     plan(original, recipe)
     _check_steps(original, recipe)
@@ -389,23 +389,19 @@ def _layers(before, after, original, network):
     ]
 
 
-def _as_user_data(data):
+def _as_user_data(data, model):
     from tfcompress.datasets import UserData, split_validation
+    from tfcompress.datasets.labels import as_classes
+    from tfcompress.training.fit import check_data
 
     if isinstance(data, UserData):
         return data
-    x, y = (np.asarray(array) for array in data)
-    if y.shape not in ((len(x),), (len(x), 1)) or not np.issubdtype(y.dtype, np.integer):
-        raise ValueError(
-            "data must be images and their class numbers, integers of shape (N,). "
-            f"Received: images {x.shape} and labels {y.dtype} {y.shape}"
-        )
+    x, y = np.asarray(data[0]), as_classes(data[1])
     if x.dtype != np.uint8 and not np.issubdtype(x.dtype, np.floating):
         raise ValueError(f"images must be uint8 pixels, or floats as the model takes them. Received: {x.dtype}")
-    y = y.reshape(-1).astype("int64")
+    names = tuple(str(i) for i in range(check_data(model, x, y)))
     train, validation = split_validation(x, y, max(1, len(x) // 10))
     scaling = "0-1" if x.dtype == np.uint8 or (x.min() >= 0 and x.max() <= 1) else "none"
-    names = tuple(str(i) for i in range(int(y.max()) + 1))
     return UserData(train, validation, None, names, scaling, "arrays")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tfcompress.datasets.labels import as_classes
 from tfcompress.datasets.load import split_validation
 
 SCALINGS = {
@@ -254,18 +255,10 @@ def _fit_all(examples, shape):
 
 
 def _integers(where, y):
-    """Labels as int64 (N,), whichever way they came."""
-    if y.ndim == 2 and y.shape[1] > 1:
-        if y.dtype.kind not in "buif" or not (((y == 0) | (y == 1)).all() and (y.sum(1) == 1).all()):
-            raise DataError(f"{where}: labels of shape {y.shape} are not one-hot; give one integer per image")
-        return y.argmax(1)
-    if y.ndim != 1 and y.shape[1:] != (1,):
-        raise DataError(f"{where}: labels must be integers (N,) or one-hot (N, classes). Received: shape {y.shape}")
-    y = y.reshape(-1)
-    # NaN and infinity fail this, too.
-    if y.dtype.kind not in "uif" or not (np.isfinite(y) & (np.floor(y) == y)).all():
-        raise DataError(f"{where}: labels must be integers. Received: {y.dtype}, such as {_listed(y)}")
-    return y.astype(np.int64)
+    try:
+        return as_classes(y)
+    except ValueError as error:
+        raise DataError(f"{where}: {error}") from error
 
 
 def _count(labels):

@@ -51,7 +51,8 @@ def quantization_aware_training(
 
     wrapped = quantize_wrap(model, preserve_sparsity=preserve_sparsity, input_range=input_range)
     calibrate(wrapped, x[:_CALIBRATION_IMAGES], batch_size=config.batch_size)
-    fit(wrapped, x, y, config, validation=validation, teacher=teacher, directory=directory)
+    identity = {"preserve_sparsity": preserve_sparsity}
+    fit(wrapped, x, y, config, validation=validation, teacher=teacher, directory=directory, identity=identity)
     _update_weight_ranges(wrapped)
     return wrapped
 

@@ -54,7 +54,9 @@ def sparsify(
     sparse = clone_uncompiled(model)
     sparse.set_weights(model.get_weights())
     pruning = MagnitudePruning(sparse, allocate(model, sparsity, allocation), *(int(part * steps) for part in ramp))
-    fit(sparse, x, y, config, validation=validation, teacher=teacher, directory=directory, callbacks=[pruning])
+    identity = {"sparsity": sparsity, "allocation": allocation, "ramp": list(ramp)}
+    options = {"validation": validation, "teacher": teacher, "directory": directory}
+    fit(sparse, x, y, config, callbacks=[pruning], identity=identity, **options)
     return sparse
 
 
@@ -106,7 +108,7 @@ class MagnitudePruning(keras.callbacks.Callback):
             kernel = self.model.weights[i]
             if update:
                 values = np.abs(kernel) * self._masks[i]
-                zeros = round(self.sparsity_at(self._step, *ramp) * values.size)
+                zeros = min(round(self.sparsity_at(self._step, *ramp) * values.size), values.size - 1)
                 self._masks[i].flat[np.argpartition(values, zeros - 1, axis=None)[:zeros]] = False
             if not self._masks[i].all():
                 kernel.assign(kernel * self._masks[i])

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from tfcompress.datasets.labels import as_classes
 from tfcompress.profiling import table
 from tfcompress.surgery.channel_graph import ChannelGraph
 from tfcompress.surgery.prune import prune_channels
@@ -62,7 +63,7 @@ def sensitivity(model, x, y, layers=None, ratios=RATIOS, criterion="l1", skip=()
     Args:
         model: a Sequential or functional classifier (logits or probabilities).
         x: held-out inputs, not test images.
-        y: their class indices, (N,).
+        y: their class indices, (N,), or one-hot.
         layers: names of the layers to measure; by default one of each set of coupled layers.
         ratios: fractions of the channels to remove, each in (0, 1).
         criterion: as for `prune_channels`.
@@ -72,6 +73,7 @@ def sensitivity(model, x, y, layers=None, ratios=RATIOS, criterion="l1", skip=()
     Returns:
         A `Sensitivity`.
     """
+    y = as_classes(y)
     firsts = dict.fromkeys(next(iter(group.positions)) for group in ChannelGraph(model, skip).groups)
     accuracy = {}
     for layer in layers or firsts:
@@ -85,4 +87,4 @@ def sensitivity(model, x, y, layers=None, ratios=RATIOS, criterion="l1", skip=()
 
 
 def _accuracy(model, x, y, batch_size):
-    return float(np.mean(model.predict(x, batch_size, verbose=0).argmax(axis=-1) == np.asarray(y)))
+    return float(np.mean(model.predict(x, batch_size, verbose=0).argmax(axis=-1) == y))

@@ -4,6 +4,8 @@ import pathlib
 
 import numpy as np
 
+from tfcompress.datasets.labels import as_classes
+
 BATCH = 100
 THREADS = 2
 
@@ -15,7 +17,7 @@ def evaluate_tflite(path, x, y, k=1):
         path: the file.
         x: inputs (N, *input shape): float as the Keras model takes them, or uint8 pixels, which are divided by 255; for
             a file with several inputs a list of them, in the order of `model.inputs`.
-        y: integer labels (N,) or (N, 1).
+        y: labels, (N,) or (N, 1) integers, or one-hot (N, classes).
         k: a prediction is correct if the label is among the k largest outputs; of equal ones, the first are larger.
 
     Returns:
@@ -25,7 +27,7 @@ def evaluate_tflite(path, x, y, k=1):
         ValueError: x and y do not fit each other or the file, or the file is not a .tflite file.
         OSError: the file cannot be read.
     """
-    labels = np.asarray(y).reshape(-1)
+    labels = as_classes(y)
     outputs = predict_tflite(path, x)
     if len(labels) != len(outputs):
         raise ValueError(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tfcompress.datasets.labels import as_classes
 from tfcompress.files import replacing
 from tfcompress.training.augment import augment
 from tfcompress.training.checkpoint import CheckpointError, digest, load_checkpoint, save_checkpoint
@@ -20,7 +21,18 @@ from tfcompress.training.schedule import learning_rates, table_schedule
 from tfcompress.training.teacher import logits_of
 
 
-def fit(model, images, labels, config: TrainingConfig, *, validation=None, teacher=None, directory=None, callbacks=()):
+def fit(
+    model,
+    images,
+    labels,
+    config: TrainingConfig,
+    *,
+    validation=None,
+    teacher=None,
+    directory=None,
+    callbacks=(),
+    identity=None,
+):
     """Trains a classifier in place, with checkpoints after every epoch.
 
     BatchNorm's moving averages reach back one epoch at most: with few images, a momentum of 0.999, as in MobileNetV2 of
@@ -32,13 +44,14 @@ def fit(model, images, labels, config: TrainingConfig, *, validation=None, teach
     Args:
         model: a built Keras 3 or tf_keras model with one image input that returns logits. It may come back compiled.
         images: (N, H, W, C), uint8 pixels (trained on as pixels / 255) or floats in [0, 1].
-        labels: (N,) integers in [0, classes).
+        labels: (N,) or (N, 1) integers in [0, classes), or one-hot (N, classes).
         config: a `TrainingConfig`.
         validation: (images, labels) to measure after each epoch, or None.
         teacher: a model whose softened logits on the same augmented images are learned too (Hinton et al. 2015,
             "Distilling the knowledge in a neural network"), a `CachedTeacher`, or None.
         directory: where `checkpoint.npz` and `history.csv` go; None keeps nothing.
         callbacks: Keras callbacks of the model's own framework.
+        identity: what else makes this training another one, a dict for JSON: the settings of the callbacks, say.
 
     Returns:
         The history: a list of dicts with epoch, learning_rate, loss, accuracy, val_accuracy (None without validation)
@@ -49,8 +62,9 @@ def fit(model, images, labels, config: TrainingConfig, *, validation=None, teach
         FloatingPointError: the loss became infinite or NaN; that epoch leaves no checkpoint.
         CheckpointError: the directory holds a damaged checkpoint, or one of another training.
     """
-    classes = _check_data(model, images, labels)
-    identity = _identity(model, images, labels, config, teacher)
+    labels = as_classes(labels)
+    classes = check_data(model, images, labels)
+    identity = {**_identity(model, images, labels, config, teacher), **(identity or {})}
     path = Path(directory) / "checkpoint.npz" if directory else None
     steps = -(-len(images) // config.batch_size)
     with (
@@ -228,7 +242,12 @@ def _seed_dropout(model, seed):
         variable.assign(np.array([seed, i], dtype="uint32"))
 
 
-def _check_data(model, images, labels):
+def check_data(model, images, labels):
+    """The number of classes of a classifier that can be trained on images (N, H, W, C) with labels (N,).
+
+    Raises:
+        ValueError: images, labels and model do not fit together.
+    """
     if len(images) != len(labels) or len(images) == 0:
         raise ValueError(
             f"images and labels must be equally many, at least one. Received: {len(images)}, {len(labels)}"

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from tfcompress.datasets.labels import as_classes
+
 
 def predict(model, images, batch_size=500):
     """Runs a Keras 3 or tf_keras model over images.
@@ -22,8 +24,8 @@ def predict(model, images, batch_size=500):
 
 
 def accuracy(model, images, labels):
-    """Top-1 accuracy, a fraction in [0, 1], of a model on images (N, H, W, C) with labels (N,)."""
-    return float(np.mean(predict(model, images).argmax(-1) == labels))
+    """Top-1 accuracy, a fraction in [0, 1], of a model on images (N, H, W, C) with integer or one-hot labels."""
+    return float(np.mean(predict(model, images).argmax(-1) == as_classes(labels)))
 
 
 def as_float(images):

@@ -6,18 +6,22 @@ import keras
 import numpy as np
 
 from tfcompress.files import write_text
-from tfcompress.surgery import PruningPlan, plan_pruning
+from tfcompress.surgery import ChannelGraph, PruningPlan, plan_pruning
+from tfcompress.surgery.plan import classes_kept
+
+_OFFSETS = ("bias", "beta", "moving_mean")
 
 
 class SoftPruning(keras.callbacks.Callback):
     """Zeroes, after every epoch, the filters that a pruning would then remove; training goes on with all of them.
 
     He et al. 2018, "Soft filter pruning for accelerating deep convolutional neural networks", algorithm 1. Beyond the
-    paper, the offset and the mean of a BatchNorm right behind a zeroed filter become zero too, so that the network in
-    which the last epoch leaves the zeros computes what `apply_plan(model, callback.plan)` computes without them.
+    paper, the offsets and means of the BatchNorms (and biases of depthwise convolutions) that its channel passes become
+    zero too, so that the network in which the last epoch leaves the zeros computes what
+    `apply_plan(model, callback.plan)` computes without them.
 
     Args:
-        model: the Keras model that `fit` trains, in one piece (no nested models).
+        model: the Keras model that `fit` trains.
         criterion: as for `prune_channels`. It judges the filters as they are after the epoch.
         path: JSON file for the plan of the last epoch; a resumed training finds it there.
         budget: the other arguments of `prune_channels`.
@@ -36,22 +40,24 @@ class SoftPruning(keras.callbacks.Callback):
         """Chooses by the weights of now, and zeroes them."""
         self._network.set_weights(self.model.get_weights())
         plan = plan_pruning(self._network, self._criterion, **self._budget)
-        removed = {name: np.setdiff1d(np.arange(plan.widths[name]), kept) for name, kept in plan.kept.items()}
-        for layer in self.model.layers:
-            if layer.name in removed:
-                _zero(layer.kernel, removed[layer.name], -2 if "Transpose" in type(layer).__name__ else -1)
-                if layer.use_bias:
-                    _zero(layer.bias, removed[layer.name])
-            elif isinstance(layer, keras.layers.BatchNormalization):
-                gone = removed.get(layer.input._keras_history.operation.name, ())
-                _zero(layer.moving_mean, gone)
-                if layer.center:
-                    _zero(layer.beta, gone)
+        graph = ChannelGraph(self._network, plan.skip)
+        alive = classes_kept(graph, plan)
+        filters = {id(producer.variable): producer.axis for producer in graph.producers.values()}
+        # By position: `fit` may train a clone whose layers are of other classes.
+        for variable, trained in zip(self._network.weights, self.model.weights, strict=True):
+            label = graph.labels.get(id(variable))
+            if label is None:
+                continue
+            axis = 0 if variable.name in _OFFSETS else filters.get(id(variable))
+            if axis is not None and axis in label.ids:
+                _zero(trained, ~alive[graph.class_of[label.ids[axis]]], axis)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         write_text(self._path, plan.to_json())
 
 
-def _zero(variable, channels, axis=-1):
-    values = np.array(variable)
-    np.moveaxis(values, axis, 0)[channels] = 0
-    variable.assign(values)
+def _zero(variable, removed, axis):
+    """Zeroes the slices of a weight along an axis, by a bool for each."""
+    if removed.any():
+        values = np.array(variable)
+        np.moveaxis(values, axis, 0)[removed] = 0
+        variable.assign(values)

@@ -1,0 +1,28 @@
+"""Class labels as arrays."""
+
+import numpy as np
+
+
+def as_classes(labels):
+    """Class indices, int64 (N,), whichever way they came.
+
+    Args:
+        labels: (N,) or (N, 1) integers, also as floats, or one-hot (N, classes).
+
+    Raises:
+        ValueError: something else.
+    """
+    labels = np.asarray(labels)
+    if labels.ndim == 2 and labels.shape[1] > 1:
+        ones = labels.dtype.kind in "buif" and ((labels == 0) | (labels == 1)).all() and (labels.sum(1) == 1).all()
+        if not ones:
+            raise ValueError(f"labels of shape {labels.shape} are not one-hot; give one integer per image")
+        return labels.argmax(1)
+    if labels.ndim != 1 and labels.shape[1:] != (1,):
+        raise ValueError(f"labels must be integers (N,) or one-hot (N, classes). Received: shape {labels.shape}")
+    labels = labels.reshape(-1)
+    # NaN and infinity fail this, too.
+    if labels.dtype.kind not in "uif" or not (np.isfinite(labels) & (np.floor(labels) == labels)).all():
+        shown = ", ".join(map(str, labels[:3]))
+        raise ValueError(f"labels must be integers. Received: {labels.dtype}, such as {shown}")
+    return labels.astype(np.int64)
