@@ -109,6 +109,8 @@ def parse(name, config):
     if tau:
         return Pruning(type(criterion)(float(tau)), None, not nodistill)
     cuts = (float(params) / 100, float(macs) / 100) if params else points.get(point)
+    if cuts and not all(0 < cut < 1 for cut in cuts):
+        raise ValueError(f"{name}: percents must lie between 0 and 100")
     return Pruning(criterion, cuts, not nodistill)
 
 

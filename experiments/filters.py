@@ -77,19 +77,9 @@ def baseline(task, build, split, start="", ship=True):
         return model
     if shipped.exists() and not config.train_baseline:
         print(f"\n== baseline: weights of {shipped} (--train_baseline trains them again)", flush=True)
-        notes = _load_float16(model, shipped)
+        notes = _load(model, shipped)
         task.seconds["baseline"] = _seconds(notes["history"])
-        # Files from before there was cutout do not name it.
-        trained = {"cutout": 0, **notes["training"]}
-        asked = {name: getattr(config, f"baseline_{name}") for name in ("epochs", "cutout", "weight_decay")}
-        if any(trained[name] != value for name, value in asked.items()):
-            raise SystemExit(
-                f"{shipped} is of another training: "
-                + ", ".join(f"{name} {trained[name]}, now {value}" for name, value in asked.items())
-                + ". To start from it: "
-                + " ".join(f"--baseline_{name}={trained[name]}" for name in asked)
-                + "; --train_baseline puts another in its place"
-            )
+        _check_training(shipped, notes, config)
         return model
     training = TrainingConfig(
         epochs=config.baseline_epochs,
@@ -112,6 +102,8 @@ def baseline(task, build, split, start="", ship=True):
     notes = {
         "command": task.command,
         "training": dataclasses.asdict(training),
+        "train_images": config.train_images,
+        "held_out": config.held_out,
         "val_top1": accuracy(model, *split.validation),
         "history": history,
     }
@@ -253,15 +245,33 @@ def _save_float16(model, path, notes):
         np.savez(part, notes=np.array(json.dumps(notes)), **arrays)
 
 
+def _check_training(path, notes, config):
+    """Refuses shipped weights that were trained otherwise than this run's baseline would be."""
+    # Files from before these could be chosen do not name them.
+    old = {"cutout": 0, "train_images": Training.train_images, "held_out": Training.held_out}
+    trained = {**old, **notes["training"], **notes}
+    flags = {name: f"baseline_{name}" for name in ("epochs", "cutout", "weight_decay")}
+    flags |= {name: name for name in ("train_images", "held_out")}
+    if all(trained[name] == getattr(config, flag) for name, flag in flags.items()):
+        return
+    raise SystemExit(
+        f"{path} is of another training: "
+        + ", ".join(f"{name} {trained[name]}, now {getattr(config, flag)}" for name, flag in flags.items())
+        + ". To start from it: "
+        + " ".join(f"--{flag}={trained[name]}" for name, flag in flags.items())
+        + "; --train_baseline puts another in its place"
+    )
+
+
 def _load(model, path):
-    """Copies the weights of a file into a network, or says that they are those of another one."""
+    """Copies the weights of a file into a network, or says that they are those of another one; returns its notes."""
     from tfcompress.models import load_model
 
     try:
-        if path.endswith(".npz"):
-            _load_float16(model, path)
-        else:
-            model.set_weights(load_model(path).get_weights())
+        if str(path).endswith(".npz"):
+            return _load_float16(model, path)
+        model.set_weights(load_model(path).get_weights())
+        return {}
     except (OSError, ValueError) as error:
         raise SystemExit(f"{path} is no baseline of {model.name}: {error}") from error
 

@@ -81,17 +81,21 @@ def record(task, dataset, split, variants, select, top5=False):
     files = {name: task.result_directory / row.tflite for name, row in rows.items() if row.tflite}
     files |= {variant.name: variant.file.path for variant in variants}
     latencies = dict(zip(files, benchmark_interleaved(list(files.values()))))
+    published = []
     for variant in variants:
         row = _row(variant, split, top5)
         # The first seed's files are enough to look at; a float file, and what knows nothing, is for nobody's phone.
         if split is not None and task.seed == 0 and variant.file.precision == "int8":
-            task.publish(variant.file.path)
+            published.append(variant.file.path)
             row = dataclasses.replace(row, tflite=variant.file.path.name)
         rows[variant.name] = row
     for name, latency in latencies.items():
         rows[name] = dataclasses.replace(rows[name], latency_ms=latency.median)
     rows = [dataclasses.replace(row, selected=False) for row in rows.values()]
     selected = select(rows)
+    # Files and record at once: a record whose files have other sizes is refused.
+    for path in published:
+        task.publish(path)
     write(task, dataset, [dataclasses.replace(row, selected=row is selected) for row in rows], before)
     return selected
 
@@ -129,11 +133,11 @@ def recorded_variants(task):
 
 def _recorded(task):
     """The record of this configuration in the results, or None."""
-    from tfcompress.reporting import read_records
+    from tfcompress.reporting import read_record
 
-    here = (task.experiment, task.profile, task.seed, json.loads(json.dumps(task.identity)))
-    records = read_records(task.results)
-    return next((r for r in records if (r.experiment, r.profile, r.seed, r.config) == here), None)
+    path = task.result_directory / "record.json"
+    stored = read_record(path) if path.exists() else None
+    return stored if stored and stored.config == json.loads(json.dumps(task.identity)) else None
 
 
 def write(task, dataset, rows, before=None):

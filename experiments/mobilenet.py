@@ -43,6 +43,7 @@ VARIANTS = {
     "imagenet": ("int8-qat", *SPARSE, "l2-params30"),
 }
 RANDOM_IMAGES = 48
+SIGNAL_TO_NOISE = "signal_to_noise.csv"
 # A training on fewer leaves BatchNorm's moving statistics where they began, far from the network's.
 FEW_IMAGES = 20_000
 
@@ -98,6 +99,8 @@ def parse(name):
     if sparse:
         return None, {"sparsity": int(sparse) / 100}
     reductions = re.findall(r"-([a-z]+)(\d\d)", removed)
+    if any(int(percent) == 0 for _, percent in reductions):
+        raise ValueError(f"{name} removes nothing: percents go from 01 to 99")
     return criteria.get(criterion), {f"{what}_reduction": int(percent) / 100 for what, percent in reductions}
 
 
@@ -224,6 +227,7 @@ def compress(task, unpruned, split, so_far=lambda variants: None):
         List of `Variant`.
     """
     config = task.config
+    noise = _signal_to_noise_so_far(task)
     quantizing = _adapted(task, filters.quantizing(task))
     variants = [
         measure.export(task, "float32", unpruned, unpruned, "float32"),
@@ -246,7 +250,7 @@ def compress(task, unpruned, split, so_far=lambda variants: None):
         variants.append(filters.quantize(task, name, network, unpruned, split, quantizing, sparse))
         sources.append(network)
     if split.validation:
-        _write_signal_to_noise(task, variants[1:], sources[1:], split.validation[0][:64])
+        _write_signal_to_noise(task, noise, variants[1:], sources[1:], split.validation[0][:64])
     return variants
 
 
@@ -275,24 +279,29 @@ def _adapted(task, training):
     )
 
 
-def _write_signal_to_noise(task, variants, sources, images):
-    """Writes a row for each layer, with the noise of every int8 file against the float network it was made of."""
-    from tfcompress import compare
-
-    path, columns = task.result_directory / "signal_to_noise.csv", {}
+def _signal_to_noise_so_far(task):
+    """{variant: {layer: signal-to-noise ratio in dB}} of the variants in the record that this run adds to."""
+    path, columns = task.result_directory / SIGNAL_TO_NOISE, {}
     if measure.earlier(task) and path.exists():
         with open(path, newline="") as file:
             for row in csv.DictReader(file):
                 layer = row.pop("layer")
                 for name, snr in row.items():
                     columns.setdefault(name, {})[layer] = snr
+    return columns
+
+
+def _write_signal_to_noise(task, columns, variants, sources, images):
+    """Writes a row for each layer, with the noise of every int8 file against the float network it was made of."""
+    from tfcompress import compare
+
     for variant, source in zip(variants, sources):
         layers = compare(source, variant.file.path, images).layers
         columns[variant.name] = {layer.name: f"{layer.snr:.1f}" for layer in layers}
     rows = [["layer", *columns]]
     for layer in columns["int8-ptq"]:
         rows.append([layer, *(column.get(layer, "") for column in columns.values())])
-    task.publish_text(path.name, "".join(",".join(row) + "\n" for row in rows))
+    task.publish_text(SIGNAL_TO_NOISE, "".join(",".join(row) + "\n" for row in rows))
 
 
 def select(rows):

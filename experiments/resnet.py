@@ -85,6 +85,8 @@ def parse(name):
             f"fine-tune it and -soft for soft pruning (l2-macs62-every). Received: {name!r}"
         )
     criterion, percent, widths, nodistill, soft = match.groups()
+    if int(percent) == 0:
+        raise ValueError(f"{name} removes nothing: percents go from 01 to 99")
     fit, _, method = criterion.rpartition("_")
     if fit == "distribution_fit" and method in METHODS:
         criterion = criteria.DistributionFit(METHODS[method])

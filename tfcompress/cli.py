@@ -301,7 +301,7 @@ def _groups(options):
 
 def _sensitivity(options):
     import tfcompress as tfc
-    from tfcompress.training.predict import as_float
+    from tfcompress.datasets.arrays import as_float
 
     model, data = _model_and_data(options)
     x, y = (array[: options.images] for array in data.validation)

@@ -119,6 +119,7 @@ def test_recorded_thresholds_given_again_make_the_same_network(smoke, run_experi
         ({"variants": ("diversity-c",)}, "with a point of a, b, beyond, given"),
         ({"dataset": "cifar100", "variants": ("diversity-beyond",)}, "with a point of a, b, given"),
         ({"variants": ("l1-given",)}, "needs --thresholds"),
+        ({"variants": ("l1-params150-macs50",)}, "between 0 and 100"),
         ({"variants": ("l1-tau0.5",)}, "only diversity and redundancy"),
         ({"quantized": ("l3-b",)}, "geometric_median"),
         ({"quantized": ("diversity-b",), "variants": ("diversity-a",)}, "among the variants, diversity-a"),

@@ -1,10 +1,33 @@
 """A fine-tuning starts where it started, wherever it is resumed."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from experiments import filters
+from experiments.mobilenet import PROFILES
 from tfcompress.models import resnet
+
+
+def test_shipped_baseline_of_other_images_is_refused():
+    config = PROFILES["full"]
+    notes = {"training": {"epochs": 60, "weight_decay": 5e-3}}  # of before images and cutout could be chosen
+    filters._check_training("b.npz", notes, config)
+    filters._check_training("b.npz", {**notes, "train_images": 0, "held_out": 2500}, config)
+    with pytest.raises(
+        SystemExit, match=r"train_images 0, now 1000, .* --train_images=0 --held_out=2500; --train_baseline"
+    ):
+        filters._check_training("b.npz", notes, dataclasses.replace(config, train_images=1000))
+    with pytest.raises(SystemExit, match="held_out 99, now 2500"):
+        filters._check_training("b.npz", {**notes, "held_out": 99}, config)
+
+
+def test_weights_of_another_width_are_refused(tmp_path):
+    filters._save_float16(resnet(8), tmp_path / "b.npz", {})
+    assert filters._load(resnet(8), tmp_path / "b.npz") == {}
+    with pytest.raises(SystemExit, match=r"b\.npz is no baseline of resnet14"):
+        filters._load(resnet(14), tmp_path / "b.npz")
 
 
 def test_pruned_network_is_computed_once(tmp_path, rng, monkeypatch):

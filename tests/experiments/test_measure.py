@@ -48,14 +48,14 @@ def measured(tmp_path, monkeypatch):
         tfcompress, "benchmark_interleaved", lambda paths: [SimpleNamespace(median=next(milliseconds)) for _ in paths]
     )
 
-    def record(command, *names, variants=("sparse50",), seconds=None, **changes):
+    def record(command, *names, variants=("sparse50",), seconds=None, content=b"1234", **changes):
         config = dataclasses.replace(PROFILES["smoke"], variants=variants, **changes)
         task = Run("mobilenet", "smoke", 0, config, command, tmp_path / "runs", tmp_path / "results", seconds or {})
         task.directory.mkdir(parents=True, exist_ok=True)
         made = []
         for name in names:
             file = SimpleNamespace(path=task.directory / f"{name}.tflite", precision=name.partition("-")[0])
-            file.path.write_bytes(b"1234")
+            file.path.write_bytes(content)
             made.append(SimpleNamespace(name=name, file=file))
         measure.record(task, "digits", (), made, lambda rows: rows[-1])
         return json.loads((task.result_directory / "record.json").read_text())
@@ -73,6 +73,22 @@ def test_chosen_variants_are_added_to_the_record(measured):
     assert sorted(row["latency_ms"] for row in both["rows"]) == [3, 4, 5]
     again = measured("second", "float32", "int8-more")
     assert again["command"] == "first && second" and len(again["rows"]) == 3
+
+
+def test_stopped_measurement_leaves_the_record_as_it_was(measured, tmp_path, monkeypatch):
+    first = measured("first", "float32", "int8-qat")
+    folder = tmp_path / "results" / "mobilenet" / "smoke-seed0"
+
+    def stop(variant, split, top5):
+        if variant.name == "int8-other":
+            raise KeyboardInterrupt
+        return Row(variant.name, top1_tflite=0.5, **{**SIZES, "tflite_bytes": 5})
+
+    monkeypatch.setattr(measure, "_row", stop)
+    with pytest.raises(KeyboardInterrupt):
+        measured("second", "int8-qat", "int8-other", content=b"12345")
+    assert (folder / "int8-qat.tflite").read_bytes() == b"1234"
+    assert json.loads((folder / "record.json").read_text()) == first
 
 
 def test_latencies_of_another_processor_are_measured_again_or_go(measured, monkeypatch):

@@ -72,6 +72,14 @@ def test_means_and_spreads(results):
     assert "| float32 | 99.50 ± 0.10 |" in text
 
 
+def test_variant_of_some_seeds_only_says_so(results):
+    _write(_record(1, ROWS[:3]), results)
+    text = write_tables(results)
+    rows = {row["variant"]: row for row in _rows(results / "results.csv")}
+    assert [rows[name]["seeds"] for name in ("float32", "sparse90-int8-qat")] == ["3", "2"]
+    assert "| sparse90-int8-qat (2 of 3 seeds) |" in text and "| sparse50-int8-qat |" in text
+
+
 def test_verdicts(results):
     text = write_tables(results)
     found = {(row["point"], row["metric"]): row for row in _rows(results / "comparison.csv")}
@@ -257,4 +265,6 @@ def test_readme_without_marks_is_left_alone(results):
     readme.write_text("nothing here\n")
     with pytest.raises(ValueError, match="must have one line <!-- results -->"):
         write_tables(results, readme)
-    assert readme.read_text() == "nothing here\n"
+    with pytest.raises(SystemExit, match=r"missing\.md"):
+        main(["tables", f"--results={results}", f"--readme={results / 'missing.md'}"])
+    assert readme.read_text() == "nothing here\n" and not (results / "results.csv").exists()

@@ -174,6 +174,9 @@ def test_recalibrate_measures_the_statistics():
     np.testing.assert_array_equal(frozen.moving_mean, np.zeros(5))
     with pytest.raises(ValueError, match="empty"):
         recalibrate(model, x[:0])
+    pixels = np.random.default_rng(0).integers(0, 256, (96, 5), "uint8")
+    recalibrate(model, pixels, batch_size=96)
+    np.testing.assert_allclose(first.moving_mean, pixels.mean(axis=0) / 255, rtol=1e-4)
 
 
 def test_recalibrate_after_pruning_restores_the_scale_of_the_signals(net, images):

@@ -50,6 +50,18 @@ def test_table_and_plot(measured, tmp_path):
     assert (tmp_path / "sensitivity.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_pixels_are_fractions(classifier):
+    """A bias that decides for inputs of up to 1 is lost among those of up to 255."""
+    model, x, y = classifier
+    pixels = np.rint(255 * x).astype("uint8")
+    model.get_layer("logits").bias.assign(10 * np.eye(8)[3])
+    try:
+        expected = np.mean(y == 3)
+        assert sensitivity(model, pixels, y, ["idle"], (0.5,)).accuracy["idle"][0.5] == expected
+    finally:
+        model.get_layer("logits").bias.assign(np.zeros(8))
+
+
 def test_chosen_layers_of_a_network_with_zero_padded_shortcuts():
     x = np.zeros((2, 32, 32, 3), "float32")
     result = sensitivity(resnet(8), x, np.zeros(2), layers=["conv1", "stage2_block1_conv2"], ratios=(0.5,))

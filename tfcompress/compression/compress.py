@@ -145,7 +145,7 @@ def input_range(data):
 
 def calibration_images(data, count=500):
     """Training images of a `UserData` as floats that span the whole range of the input."""
-    from tfcompress.training.predict import as_float
+    from tfcompress.datasets.arrays import as_float
 
     images = as_float(data.train[0][:count])
     # Two values of one image fix the input's range; an all-white image would widen the range of every later tensor.
@@ -391,7 +391,7 @@ def _layers(before, after, original, network):
 
 def _as_user_data(data, model):
     from tfcompress.datasets import UserData, split_validation
-    from tfcompress.datasets.labels import as_classes
+    from tfcompress.datasets.arrays import as_classes
     from tfcompress.training.fit import check_data
 
     if isinstance(data, UserData):

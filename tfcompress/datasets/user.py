@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tfcompress.datasets.labels import as_classes
+from tfcompress.datasets.arrays import as_classes
 from tfcompress.datasets.load import split_validation
 
 SCALINGS = {

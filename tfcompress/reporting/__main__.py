@@ -20,7 +20,7 @@ def main(arguments=None):
             print(write_tables(options.results, options.readme))
         else:
             print(*write_plots(options.results), sep="\n")
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         sys.exit(str(error))
 
 

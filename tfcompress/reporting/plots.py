@@ -64,12 +64,14 @@ def _accuracies(summary):
     yield "accuracy-bytes", _accuracy_against_bytes(summary)
     if len({round(spreads["sparsity"].mean, 3) for spreads in variants}) > 2:
         yield "sparsity-accuracy", _sparsity_against_accuracy(summary)
+    if set(ROUTES) <= set(map(_route, variants)) and all("latency_ms" in spreads for spreads in variants):
+        yield "routes", _routes(summary)
+    if BASELINE not in summary.variants:
+        return
     if len({spreads["macs"].mean for spreads in variants}) > 2:
         yield "macs-accuracy", _accuracy_against_cut(summary, "macs_cut")
     if any(figure.metric == "params_cut" for point in _published(summary) for figure in point.figures):
         yield "params-accuracy", _accuracy_against_cut(summary, "params_cut")
-    if set(ROUTES) <= set(map(_route, variants)) and all("latency_ms" in spreads for spreads in variants):
-        yield "routes", _routes(summary)
 
 
 def _accuracy_against_bytes(summary):

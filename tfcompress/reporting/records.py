@@ -136,15 +136,23 @@ def read_records(results):
     Raises:
         ValueError: a record is corrupt or does not fit its folder; its path is named.
     """
-    records = []
-    for path in sorted(pathlib.Path(results).glob("*/*/record.json")):
-        try:
-            record = Record(**json.loads(path.read_text()))
-            _check_place(record, path)
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{path} is not a valid record: {error}") from error
-        records.append(record)
+    records = [read_record(path) for path in sorted(pathlib.Path(results).glob("*/*/record.json"))]
     return sorted(records, key=lambda record: (record.experiment, PROFILES.index(record.profile), record.seed))
+
+
+def read_record(path):
+    """Reads one `record.json`.
+
+    Raises:
+        ValueError: it is corrupt or does not fit its folder; its path is named.
+    """
+    path = pathlib.Path(path)
+    try:
+        record = Record(**json.loads(path.read_text()))
+        _check_place(record, path)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is not a valid record: {error}") from error
+    return record
 
 
 def environment(threads=None):

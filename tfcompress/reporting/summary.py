@@ -53,10 +53,12 @@ class Spread:
     Attributes:
         mean: its mean.
         deviation: its sample standard deviation; None for one seed.
+        seeds: how many seeds have it.
     """
 
     mean: float
     deviation: float | None
+    seeds: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,4 +128,5 @@ def figures(row, baseline, int8):
 
 
 def _spread(values):
-    return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
+    deviation = statistics.stdev(values) if len(values) > 1 else None
+    return Spread(statistics.fmean(values), deviation, len(values))

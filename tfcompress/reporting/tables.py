@@ -53,8 +53,10 @@ def write_tables(results, readme=None):
 
     Raises:
         ValueError: there are no records of profile quick or full, one is corrupt, or `readme` lacks the two lines.
+        OSError: `readme` cannot be read.
     """
     results = pathlib.Path(results)
+    parts = _readme_parts(pathlib.Path(readme)) if readme else None
     summaries = summarize([record for record in read_records(results) if record.profile != "smoke"])
     if not summaries:
         raise ValueError(f"There are no records of profile quick or full under {results}.")
@@ -66,7 +68,7 @@ def write_tables(results, readme=None):
     write_text(results / "README.md", text)
     if readme:
         full = [comparisons[id(summary)] for summary in summaries if summary.profile == "full"]
-        _fill_readme(pathlib.Path(readme), [row for rows in full for row in rows])
+        write_text(pathlib.Path(readme), _filled(parts, [row for rows in full for row in rows]))
     return text
 
 
@@ -156,15 +158,18 @@ def _section(summary, comparison, results):
     return "\n".join(parts)
 
 
-def _fill_readme(path, comparison):
+def _readme_parts(path):
+    """What stands before and behind the block of results, with its two lines."""
     text = path.read_text(encoding="utf-8")
     start, end = README_BLOCK
-    if text.count(start) != 1 or text.count(end) != 1:
-        raise ValueError(f"{path} must have one line {start.strip()} and one line {end.strip()}.")
-    before, rest = text.split(start)
+    if text.count(start) != 1 or text.count(end) != 1 or text.index(start) > text.index(end):
+        raise ValueError(f"{path} must have one line {start.strip()} and behind it one line {end.strip()}.")
+    return text[: text.index(start) + len(start)], text[text.index(end) :]
+
+
+def _filled(parts, comparison):
     rows = [[row["experiment"], *_comparison_cells(row)] for row in comparison]
-    table = _markdown(["experiment", *COMPARISON_NAMES], rows) if rows else "No full run yet.\n"
-    write_text(path, f"{before}{start}{table}{end}{rest.split(end)[1]}")
+    return parts[0] + (_markdown(["experiment", *COMPARISON_NAMES], rows) if rows else "No full run yet.\n") + parts[1]
 
 
 def _is_telling(name, summary):
@@ -179,10 +184,12 @@ def _heading(name):
 
 
 def _cells(summary, metrics):
-    return [
-        [variant, *(_number(name, spreads.get(name)) for name in metrics)]
-        for variant, spreads in summary.variants.items()
-    ]
+    rows = []
+    for variant, spreads in summary.variants.items():
+        seeds, all_seeds = spreads["params"].seeds, len(summary.seeds)
+        name = variant if seeds == all_seeds else f"{variant} ({seeds} of {all_seeds} seeds)"
+        rows.append([name, *(_number(metric, spreads.get(metric)) for metric in metrics)])
+    return rows
 
 
 def _comparison_cells(row):
@@ -220,7 +227,7 @@ def _markdown(names, rows):
 def _result_rows(summary):
     for variant, spreads in summary.variants.items():
         row = {"experiment": summary.experiment, "dataset": summary.dataset, "profile": summary.profile}
-        row |= {"seeds": len(summary.seeds), "variant": variant}
+        row |= {"seeds": spreads["params"].seeds, "variant": variant}
         for name in METRICS:
             spread = spreads.get(name)
             row[name] = round(spread.mean, 6) if spread else None

@@ -1,8 +1,10 @@
 """BatchNorm statistics after surgery: no labels, no gradients, a large gain before fine-tuning."""
 
 import keras
+import numpy as np
 from keras import layers
 
+from tfcompress.datasets.arrays import as_float
 from tfcompress.graph import model_inputs, walk
 
 
@@ -14,8 +16,8 @@ def recalibrate(model, x, batch_size=32):
 
     Args:
         model: a Sequential or functional Keras model.
-        x: inputs (an array, or what the model's `predict` takes: a list or dict of arrays), without labels. A few
-            hundred examples do.
+        x: inputs (an array, or what the model's `predict` takes: a list or dict of arrays), without labels; uint8
+            pixels are divided by 255 where the model takes floats. A few hundred examples do.
         batch_size: examples per batch.
 
     Returns:
@@ -28,13 +30,15 @@ def recalibrate(model, x, batch_size=32):
     if not inputs or not len(inputs[0]):
         raise ValueError("recalibrate needs examples. Received: an empty x")
     for batch, start in enumerate(range(0, len(inputs[0]), batch_size)):
-        values = [keras.ops.convert_to_tensor(array[start : start + batch_size]) for array in inputs]
+        values = [array[start : start + batch_size] for array in inputs]
         walk(model, _as_inputs(model, values), lambda call, batch=batch: _run(call, batch))
     return model
 
 
 def _as_inputs(model, values):
-    return [keras.ops.cast(value, spec.dtype) for value, spec in zip(values, model_inputs(model))]
+    specs = model_inputs(model)
+    values = [as_float(np.asarray(value)) if "float" in spec.dtype else value for value, spec in zip(values, specs)]
+    return [keras.ops.convert_to_tensor(value, spec.dtype) for value, spec in zip(values, specs)]
 
 
 def _run(call, batch):

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tfcompress.datasets.labels import as_classes
+from tfcompress.datasets.arrays import as_classes, as_float
 from tfcompress.profiling import table
 from tfcompress.surgery.channel_graph import ChannelGraph
 from tfcompress.surgery.prune import prune_channels
@@ -62,7 +62,7 @@ def sensitivity(model, x, y, layers=None, ratios=RATIOS, criterion="l1", skip=()
 
     Args:
         model: a Sequential or functional classifier (logits or probabilities).
-        x: held-out inputs, not test images.
+        x: held-out inputs, not test images, as the model takes them; uint8 pixels are divided by 255.
         y: their class indices, (N,), or one-hot.
         layers: names of the layers to measure; by default one of each set of coupled layers.
         ratios: fractions of the channels to remove, each in (0, 1).
@@ -73,7 +73,9 @@ def sensitivity(model, x, y, layers=None, ratios=RATIOS, criterion="l1", skip=()
     Returns:
         A `Sensitivity`.
     """
-    y = as_classes(y)
+    x, y = as_float(x), as_classes(y)
+    if not len(y):
+        raise ValueError("sensitivity needs examples. Received: none")
     firsts = dict.fromkeys(next(iter(group.positions)) for group in ChannelGraph(model, skip).groups)
     accuracy = {}
     for layer in layers or firsts:

@@ -4,7 +4,7 @@ import pathlib
 
 import numpy as np
 
-from tfcompress.datasets.labels import as_classes
+from tfcompress.datasets.arrays import as_classes
 
 BATCH = 100
 THREADS = 2

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from tfcompress.datasets.labels import as_classes
+from tfcompress.datasets.arrays import as_classes, as_float
 from tfcompress.files import replacing
 from tfcompress.training.augment import augment
 from tfcompress.training.checkpoint import CheckpointError, digest, load_checkpoint, save_checkpoint
 from tfcompress.training.config import TrainingConfig
 from tfcompress.training.fast import training_clone
-from tfcompress.training.predict import accuracy, as_float
+from tfcompress.training.predict import accuracy
 from tfcompress.training.schedule import learning_rates, table_schedule
 from tfcompress.training.teacher import logits_of
 

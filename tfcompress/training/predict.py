@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tfcompress.datasets.labels import as_classes
+from tfcompress.datasets.arrays import as_classes, as_float
 
 
 def predict(model, images, batch_size=500):
@@ -26,8 +26,3 @@ def predict(model, images, batch_size=500):
 def accuracy(model, images, labels):
     """Top-1 accuracy, a fraction in [0, 1], of a model on images (N, H, W, C) with integer or one-hot labels."""
     return float(np.mean(predict(model, images).argmax(-1) == as_classes(labels)))
-
-
-def as_float(images):
-    """Network input: uint8 pixels become float32 in [0, 1]; floats stay as they are."""
-    return images.astype("float32") / np.float32(255) if images.dtype == np.uint8 else images.astype("float32")

@@ -1,4 +1,4 @@
-"""Class labels as arrays."""
+"""Images and labels as networks take them."""
 
 import numpy as np
 
@@ -26,3 +26,8 @@ def as_classes(labels):
         shown = ", ".join(map(str, labels[:3]))
         raise ValueError(f"labels must be integers. Received: {labels.dtype}, such as {shown}")
     return labels.astype(np.int64)
+
+
+def as_float(images):
+    """Network input: uint8 pixels become float32 in [0, 1]; floats stay as they are."""
+    return images.astype("float32") / np.float32(255) if images.dtype == np.uint8 else images.astype("float32")
