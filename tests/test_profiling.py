@@ -107,6 +107,11 @@ def test_table_has_a_row_per_layer_and_the_total():
     assert "431,080" in lines[-1] and "2,293,000" in lines[-1]
 
 
+def test_path_of_a_model_is_refused():
+    with pytest.raises(ValueError, match=r"load_model` reads one from a file. Received: str 'm\.keras'"):
+        profile("m.keras")
+
+
 def test_subclassed_and_unbuilt_models_are_refused():
     class Subclassed(keras.Model):
         def call(self, x):

@@ -62,6 +62,11 @@ def walk(model, values, visit, enter=None):
 
 def model_inputs(model):
     """The model's input tensors, or a `ValueError` that says why it has none."""
+    if not isinstance(model, keras.Model):
+        raise ValueError(
+            f"The model must be a Sequential or functional Keras model; `tfcompress.models.load_model` reads one from a "
+            f"file. Received: {type(model).__name__} {model!r:.80}"
+        )
     if not isinstance(model, keras.Sequential) and not _is_functional(model):
         raise ValueError(
             f"The model must be a Sequential or functional Keras model, whose layers are known. Received: "

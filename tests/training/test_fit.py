@@ -109,7 +109,15 @@ def test_divergence_stops_the_training_and_is_not_saved(digits, tmp_path):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("epochs", 0), ("schedule", "cosin"), ("optimizer", "lamb"), ("learning_rate", 0.0), ("label_smoothing", 1.0)],
+    [
+        ("crop_padding", -1),
+        ("temperature", 0.0),
+        ("epochs", 0),
+        ("schedule", "cosin"),
+        ("optimizer", "lamb"),
+        ("learning_rate", 0.0),
+        ("label_smoothing", 1.0),
+    ],
 )
 def test_bad_hyperparameters_are_quoted(field, value):
     with pytest.raises(ValueError, match=f"{field} must.*Received: {value!r}"):
@@ -232,6 +240,12 @@ def test_bfloat16_computes_small_images_as_matrix_products_and_larger_ones_as_co
         outputs = keras.ops.convert_to_numpy(clone(images)).astype("float32")
     assert products == [(4, 4)]
     np.testing.assert_allclose(outputs, model.predict(images, verbose=0), atol=0.02)
+
+
+def test_teacher_of_other_classes_is_refused(digits):
+    teacher = keras.Sequential([keras.Input((28, 28, 1)), keras.layers.Flatten(), keras.layers.Dense(7)])
+    with pytest.raises(ValueError, match=r"the model's outputs, 10 of them\. Received: 7"):
+        fit(network(), digits.x_train[:64], digits.y_train[:64], CONFIG, teacher=teacher)
 
 
 def test_student_of_a_teacher_follows_its_logits(digits):

@@ -281,6 +281,11 @@ def _check_prune(options, places, place):
     for name in targets:
         if not 0 < options[name] < 1:
             raise RecipeError(f"{places[name]}: {name} must be in (0, 1). Received: {options[name]}")
+    for layer, value in options.get("ratios", {}).items():
+        if not isinstance(value, int | float) or not 0 <= value < 1:
+            raise RecipeError(
+                f"{places['ratios']}: ratios of {layer!r} must be a fraction in [0, 1). Received: {value!r}"
+            )
     if options.get("round_to", 1) < 1:
         raise RecipeError(f"{places['round_to']}: round_to must be a positive integer. Received: {options['round_to']}")
     usable = [name for name in REGISTRY if name != "taylor"]  # taylor needs data: the Python API takes it

@@ -3,7 +3,11 @@
 import numpy as np
 
 _PRUNABLE = frozenset(
-    {"Conv1D", "Conv2D", "Conv2DTranspose", "Dense", "DepthwiseConv1D", "DepthwiseConv2D", "SeparableConv2D"}
+    {
+        "Dense",
+        *(f"Conv{n}D{transpose}" for n in (1, 2, 3) for transpose in ("", "Transpose")),
+        *(f"{kind}Conv{n}D" for kind in ("Depthwise", "Separable") for n in (1, 2)),
+    }
 )
 
 

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from tfcompress.graph import clone_uncompiled
+from tfcompress.graph import clone_uncompiled, model_inputs
 from tfcompress.sparsity.allocation import allocate, prunable_kernels
 
 _MASK_UPDATES = 50
@@ -44,10 +44,12 @@ def sparsify(
         A Keras model of the same layers whose kernels hold the zeros.
 
     Raises:
-        ValueError: a sparsity outside [0, 1), an allocation or a ramp that cannot be.
+        ValueError: a sparsity outside [0, 1), an allocation or a ramp that cannot be, a model that is not built or
+            subclassed.
     """
     from tfcompress.training import fit
 
+    model_inputs(model)
     if not 0 <= ramp[0] < ramp[1] <= 1:
         raise ValueError(f"ramp must be two increasing fractions in [0, 1]. Received: {ramp}")
     steps = config.epochs * -(-len(x) // config.batch_size)

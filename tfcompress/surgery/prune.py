@@ -108,6 +108,7 @@ def _choose(graph, criterion, ratio, macs_reduction, params_reduction, scope, ro
         raise ValueError(f'scope must be "layer" or "global". Received: scope={scope!r}')
     if round_to < 1 or round_to != int(round_to):
         raise ValueError(f"round_to must be a positive integer. Received: round_to={round_to}")
+    round_to = int(round_to)
     chooser = _Chooser(graph, criterion, round_to)
     counts = {index: len(group) for index, group in enumerate(graph.groups)}
     fixed = _fixed_counts(graph, ratios or {}, round_to)

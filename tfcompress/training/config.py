@@ -59,8 +59,12 @@ class TrainingConfig:
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1. Received: {getattr(self, name)}")
-        if self.learning_rate <= 0:
-            raise ValueError(f"learning_rate must be positive. Received: {self.learning_rate}")
+        for name in ("learning_rate", "temperature"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive. Received: {getattr(self, name)}")
+        for name in ("warmup_epochs", "weight_decay", "crop_padding", "rotation", "scaling", "cutout"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must not be negative. Received: {getattr(self, name)}")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing must be in [0, 1). Received: {self.label_smoothing}")
         if not 0 <= self.distillation_weight <= 1:

@@ -64,6 +64,10 @@ def fit(
     """
     labels = as_classes(labels)
     classes = check_data(model, images, labels)
+    if teacher is not None and teacher.output_shape[-1] != classes:
+        raise ValueError(
+            f"the teacher must have the model's outputs, {classes} of them. Received: {teacher.output_shape[-1]}"
+        )
     identity = {**_identity(model, images, labels, config, teacher), **(identity or {})}
     path = Path(directory) / "checkpoint.npz" if directory else None
     steps = -(-len(images) // config.batch_size)

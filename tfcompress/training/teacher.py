@@ -27,6 +27,11 @@ class CachedTeacher:
     def get_weights(self):
         return self.model.get_weights()
 
+    @property
+    def output_shape(self):
+        """The model's."""
+        return self.model.output_shape
+
 
 @contextlib.contextmanager
 def logits_of(teacher, precision):
