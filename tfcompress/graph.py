@@ -64,8 +64,8 @@ def model_inputs(model):
     """The model's input tensors, or a `ValueError` that says why it has none."""
     if not isinstance(model, keras.Model):
         raise ValueError(
-            f"The model must be a Sequential or functional Keras model; `tfcompress.models.load_model` reads one from a "
-            f"file. Received: {type(model).__name__} {model!r:.80}"
+            f"The model must be a Sequential or functional Keras model; `tfcompress.models.load_model` reads "
+            f"one from a file. Received: {type(model).__name__} {model!r:.80}"
         )
     if not isinstance(model, keras.Sequential) and not _is_functional(model):
         raise ValueError(
