@@ -90,6 +90,18 @@ def test_some_filters_stay_whatever_the_threshold(vgg):
     assert len(plan.kept["conv4"]) == 8 and len(plan.kept["conv5"]) == 64
 
 
+def test_thresholds_of_a_layer_with_several_groups():
+    inputs = keras.Input((8, 8, 3))
+    a, b = keras.ops.split(layers.Conv2D(64, 3, name="a")(inputs), [32], axis=-1)
+    model = keras.Model(inputs, layers.Add()([layers.Conv2D(32, 3, padding="same", name="b")(a), b]))
+    model = keras.Model(inputs, layers.Dense(10)(layers.GlobalAveragePooling2D()(model.output)))
+    names = [group.name for group in ChannelGraph(model).groups]
+    assert names == ["a", "a#2"]
+    thresholds = solve_thresholds(model, params_reduction=0.4, macs_reduction=0.4)
+    plan = plan_by_thresholds(model, thresholds)
+    assert set(thresholds) == set(names) and plan.params_reduction >= 0.4 and plan.macs_reduction >= 0.4
+
+
 def test_parameters_may_cost_more_macs_than_wanted():
     model = keras.Sequential([keras.Input((16, 16, 3))])
     for i in range(5):

@@ -38,7 +38,7 @@ def plan_by_thresholds(model, thresholds, *, skip=(), min_kept=MIN_KEPT):
     names = [group.name for group in graph.groups]
     layers = [name for name, _ in graph.layers.values()]
     for name, threshold in thresholds.items():
-        if name not in layers:
+        if name not in names and name not in layers:
             raise ValueError(no_such_layer("thresholds", name, layers))
         if name not in names:
             coupled = next((group.name for group in graph.groups if name in group.positions), None)
