@@ -9,6 +9,9 @@ from experiments import measure
 from experiments.runner import option, write_json
 from tfcompress.files import replacing, save_model, write_text
 
+# In the names of variants: 01 to 99.
+PERCENT = r"(?!00)\d\d"
+
 
 @dataclasses.dataclass(frozen=True)
 class Training:

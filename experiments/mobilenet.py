@@ -89,18 +89,17 @@ def parse(name):
 
     if name == "int8-qat":
         return None, {}
-    match = re.fullmatch(r"sparse(\d\d)|(\w+)(?=-)((?:-params\d\d)?(?:-macs\d\d)?)", name)
+    percent = filters.PERCENT
+    match = re.fullmatch(rf"sparse({percent})|(\w+)(?=-)((?:-params{percent})?(?:-macs{percent})?)", name)
     if not match:
         raise ValueError(
             f"a variant is written int8-qat, sparse<percent>, or criterion-params<percent>, criterion-macs<percent> or "
-            f"criterion-params<percent>-macs<percent> (l2-params72). Received: {name!r}"
+            f"criterion-params<percent>-macs<percent> (l2-params72), percents from 01 to 99. Received: {name!r}"
         )
     sparse, criterion, removed = match.groups()
     if sparse:
         return None, {"sparsity": int(sparse) / 100}
     reductions = re.findall(r"-([a-z]+)(\d\d)", removed)
-    if any(int(percent) == 0 for _, percent in reductions):
-        raise ValueError(f"{name} removes nothing: percents go from 01 to 99")
     return criteria.get(criterion), {f"{what}_reduction": int(percent) / 100 for what, percent in reductions}
 
 

@@ -78,15 +78,13 @@ def parse(name):
     """
     from tfcompress import criteria
 
-    match = re.fullmatch(r"(\w+)-macs(\d\d)-(every|first)(-nodistill)?(-soft)?", name)
+    match = re.fullmatch(rf"(\w+)-macs({filters.PERCENT})-(every|first)(-nodistill)?(-soft)?", name)
     if not match:
         raise ValueError(
             f"a variant is written criterion-macs<percent>-every or -first, with -nodistill behind it if labels alone "
-            f"fine-tune it and -soft for soft pruning (l2-macs62-every). Received: {name!r}"
+            f"fine-tune it and -soft for soft pruning (l2-macs62-every), percents from 01 to 99. Received: {name!r}"
         )
     criterion, percent, widths, nodistill, soft = match.groups()
-    if int(percent) == 0:
-        raise ValueError(f"{name} removes nothing: percents go from 01 to 99")
     fit, _, method = criterion.rpartition("_")
     if fit == "distribution_fit" and method in METHODS:
         criterion = criteria.DistributionFit(METHODS[method])

@@ -33,7 +33,7 @@ def test_names_of_variants():
         ({"setting": "mnist"}, "setting must be one of cifar10, imagenet"),
         ({"variants": ("sparse50", "l2-72")}, "sparse<percent>, or criterion-params<percent>"),
         ({"variants": ("sparse100",)}, "Received: 'sparse100'"),
-        ({"variants": ("l2-params71-macs00",)}, "removes nothing"),
+        ({"variants": ("l2-params71-macs00",)}, "from 01 to 99"),
         ({"variants": ("l2-macs60-params71",)}, "criterion-params<percent>-macs<percent>"),
         ({"variants": ("l3-params72",)}, "geometric_median"),
         ({"setting": "imagenet", "imagenet_dir": "images"}, "together only"),

@@ -38,14 +38,15 @@ def plan_by_thresholds(model, thresholds, *, skip=(), min_kept=MIN_KEPT):
     names = [group.name for group in graph.groups]
     layers = [name for name, _ in graph.layers.values()]
     for name, threshold in thresholds.items():
-        if name not in names and name not in layers:
-            raise ValueError(no_such_layer("thresholds", name, layers))
-        if name not in names:
-            coupled = next((group.name for group in graph.groups if name in group.positions), None)
-            why = f"coupled to {coupled!r}, which stands for it" if coupled else "without channels that can be removed"
-            raise ValueError(f"thresholds names a layer {why}: {name!r}.")
         if not -1 <= threshold <= 1:
             raise ValueError(f"thresholds[{name!r}] must be in [-1, 1]. Received: {threshold}")
+        if name in names:
+            continue
+        if name not in layers:
+            raise ValueError(no_such_layer("thresholds", name, layers))
+        coupled = next((group.name for group in graph.groups if name in group.positions), None)
+        why = f"coupled to {coupled!r}, which stands for it" if coupled else "without channels that can be removed"
+        raise ValueError(f"thresholds names a layer {why}: {name!r}.")
     alive, _ = _front_to_back(graph, lambda index, layer: thresholds.get(names[index], np.inf), min_kept)
     return PruningPlan.of(graph, alive, "diversity")
 
