@@ -94,7 +94,7 @@ def _resnet20(task, split):
 def _trained(task, data):
     import keras
 
-    from tfcompress.compression.outputs import as_logits, with_softmax
+    from tfcompress.outputs import as_logits, with_softmax
     from tfcompress.training import TrainingConfig, fit
 
     keras.utils.set_random_seed(task.seed)

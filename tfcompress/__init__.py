@@ -16,6 +16,7 @@ _MODULE_OF = {
     "predict_tflite": "tflite",
     "Compressed": "compression.compress",
     "compress": "compression.compress",
+    "as_logits": "outputs",
     "quantization_aware_training": "quantization",
     "sparsify": "sparsity",
     "sparsity_of": "sparsity",

@@ -301,10 +301,10 @@ def _groups(options):
 
 def _sensitivity(options):
     import tfcompress as tfc
-    from tfcompress.datasets.arrays import as_float
+    from tfcompress.datasets.arrays import as_float, sample
 
     model, data = _model_and_data(options)
-    x, y = (array[: options.images] for array in data.validation)
+    x, y = sample(options.images, *data.validation)
     arguments = {"ratios": options.ratios} if options.ratios else {}
     result = tfc.sensitivity(
         model, as_float(x), y, layers=options.layers, criterion=options.criterion, skip=options.skip, **arguments
@@ -339,12 +339,12 @@ def _prune(options):
 
 
 def _finetune(options):
-    from tfcompress.compression.outputs import as_logits, with_softmax
+    from tfcompress.outputs import as_logits, trainable_logits, with_softmax
     from tfcompress.training import fit
 
     output = _output(options.output, ".keras")
     model, data = _model_and_data(options)
-    model, had_softmax = as_logits(model)
+    model, had_softmax = trainable_logits(model)
     teacher = as_logits(_load_model(options.teacher))[0] if options.teacher else None
     fit(
         model,
@@ -360,13 +360,13 @@ def _finetune(options):
 def _quantize(options):
     import tfcompress as tfc
     from tfcompress.compression.compress import calibration_images, input_range
-    from tfcompress.compression.outputs import as_logits
+    from tfcompress.outputs import as_logits, trainable_logits
 
     if options.qat and options.precision != "int8":
         raise CommandError(f"--qat gives int8 files. Received: --precision {options.precision}")
     output = _output(options.output, ".tflite")
     model, data = _model_and_data(options)
-    model, had_softmax = as_logits(model)
+    model, had_softmax = trainable_logits(model) if options.qat else as_logits(model)
     if options.qat:
         model = tfc.quantization_aware_training(
             model,
@@ -417,21 +417,21 @@ def _benchmark(options):
 
 def _compare(options):
     import tfcompress as tfc
+    from tfcompress.datasets.arrays import sample
 
     models = [path if path.endswith(".tflite") else _load_model(path) for path in (options.model, options.other)]
     reference = next((model for model in models if not isinstance(model, str)), None)
     if reference is None:
         raise CommandError("one of the two must be a Keras model, whose input shape the data are checked against")
-    x = _data(options, reference).validation[0][: options.images]
-    print(tfc.compare(*models, x))
+    print(tfc.compare(*models, *sample(options.images, _data(options, reference).validation[0])))
 
 
 def _compress(options):
     import shlex
 
     from tfcompress.compression.compress import compress, plan
-    from tfcompress.compression.outputs import as_logits
     from tfcompress.compression.recipe import load_recipe
+    from tfcompress.outputs import as_logits
 
     if not (options.output and options.data) and not options.dry_run:
         raise CommandError("give the data (--data images.npz) and the output folder (-o out), or --dry-run")

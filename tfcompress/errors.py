@@ -13,3 +13,8 @@ class UnsupportedLayerError(ValueError):
         self.layer_name = layer.name
         self.layer_class = type(layer).__name__
         super().__init__(f"Layer {self.layer_name!r} ({self.layer_class}): {reason}")
+
+
+def listed(names, most=10):
+    """The first of some names, for a message."""
+    return ", ".join(map(str, names[:most])) + (", ..." if len(names) > most else "")

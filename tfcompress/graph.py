@@ -1,6 +1,8 @@
 """One walk over the calls of a Keras model, nested models included: profiling, surgery and recalibration share it."""
 
+import hashlib
 import inspect
+import json
 from dataclasses import dataclass
 
 import keras
@@ -75,6 +77,44 @@ def model_inputs(model):
     if not getattr(model, "inputs", None):
         raise ValueError(f"The model {model.name!r} is not built: give it an Input layer or call `build`.")
     return model.inputs
+
+
+def network_of(model):
+    """A digest of what a Keras 3 or tf_keras model computes with its weights: layers, settings and connections.
+
+    The names of layers do not count, as Keras numbers those that nobody has named by how many there were before.
+    """
+    try:
+        config = model.get_config()
+    except NotImplementedError:  # a layer of the user's own
+        config = [type(layer).__name__ for layer in model._flatten_layers()]
+    config = json.loads(json.dumps(config, default=lambda value: type(value).__name__))
+    numbers = {}
+
+    def number(value):
+        if isinstance(value, dict):
+            if isinstance(value.get("name"), str):
+                numbers.setdefault(value["name"], f"#{len(numbers)}")
+            return {key: number(inner) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [number(inner) for inner in value]
+        return numbers.get(value, value) if isinstance(value, str) else value
+
+    return hashlib.sha256(json.dumps(number(config), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def frozen_layers(model):
+    """Names of the layers of a Keras 3 or tf_keras model whose weights no training changes."""
+    layers = model._flatten_layers(include_self=False, recursive=True)
+    return [layer.name for layer in layers if layer.weights and not layer.trainable and not hasattr(layer, "layers")]
+
+
+def producer(tensor):
+    """The operation that puts out a tensor of a Keras 3 or tf_keras model, and the first tensor that goes into it."""
+    history = tensor._keras_history
+    operation = getattr(history, "operation", None) or history.layer
+    inputs = operation._inbound_nodes[history.node_index].input_tensors
+    return operation, (keras.tree.flatten(inputs) or [None])[0]
 
 
 def is_nested_model(operation):

@@ -14,8 +14,10 @@ from keras import layers
 
 import tfcompress as tfc
 from tfcompress.cli import main
-from tfcompress.compression.compress import compress
+from tfcompress.compression.compress import calibration_images, compress, input_range
 from tfcompress.datasets import UserData
+from tfcompress.datasets.arrays import as_float
+from tfcompress.quantization import quantize_wrap
 from tfcompress.training.checkpoint import load_checkpoint
 
 RECIPE = [
@@ -106,6 +108,11 @@ def test_another_run_is_refused(done, model, data, tmp_path):
     (tmp_path / "letter.txt").write_text("dear diary")
     with pytest.raises(ValueError, match="not empty and no run"):
         compress(model, data, RECIPE, tmp_path)
+    other = keras.models.clone_model(model)
+    other.set_weights(model.get_weights())
+    other.get_layer("conv1").activation = keras.activations.tanh
+    with pytest.raises(ValueError, match=r"holds another run \(another network\)"):
+        compress(other, data, RECIPE, done.folder)
     assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
 
 
@@ -197,6 +204,39 @@ def test_what_qat_cannot_do_is_found_before_anything_runs(data, tmp_path):
     with pytest.raises(tfc.UnsupportedLayerError, match="nested"):
         compress(nested, data, "safe", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("layer", "steps", "message"),
+    [
+        (layers.ReLU(3.0), [{"qat": {"epochs": 1}}, {"export": {}}], "ReLU and ReLU6 only"),
+        (layers.LayerNormalization(), [{"finetune": {"epochs": 1}}, {"export": {}}], "stayed float"),
+    ],
+)
+def test_what_int8_cannot_do_is_found_before_anything_runs(layer, steps, message, data, tmp_path):
+    stack = [keras.Input((28, 28, 1)), layers.Conv2D(4, 5, strides=3), layer, layers.Flatten(), layers.Dense(10)]
+    with pytest.raises(ValueError, match=message):
+        compress(keras.Sequential(stack), data, steps, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_data_sorted_by_class_are_calibrated_on_all_classes(data):
+    x, y = data.train
+    order = np.argsort(y, kind="stable")
+    images = calibration_images(dataclasses.replace(data, train=(x[order], y[order])), 100)
+    label = {image.tobytes(): number for image, number in zip(as_float(x)[..., 1:, :, :], y)}
+    assert len({label[image.tobytes()] for image in images[..., 1:, :, :]}) == 10
+
+
+def test_inputs_above_zero_are_trained_with_the_range_that_the_file_has(data):
+    positive = dataclasses.replace(
+        data, train=(np.full((4, 28, 28, 1), 7.0, "float32"), data.train[1][:4]), scaling="none"
+    )
+    assert input_range(positive) == (0.0, 7.0)
+    stack = [keras.Input((28, 28, 1)), layers.Conv2D(2, 3), layers.Flatten(), layers.Dense(3)]
+    wrapped = quantize_wrap(keras.Sequential(stack), input_range=(2.0, 7.0))
+    quantizer = next(layer.quantizer for layer in wrapped.layers if getattr(layer, "quantizer", None))
+    assert (quantizer.init_min, quantizer.init_max) == (0.0, 7.0)
 
 
 def test_a_loss_of_ones_own_and_bad_arrays(model, data, tmp_path):

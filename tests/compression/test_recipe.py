@@ -82,6 +82,8 @@ def test_other_mistakes(tmp_path):
         load_recipe("smal")
     with pytest.raises(RecipeError, match="step 1: unknown step 'shrink'"):
         load_recipe([{"shrink": {}}])
+    with pytest.raises(RecipeError, match=r"step 1: qat computes in tf_keras, in float32\. Received: 'mixed_bfloat16'"):
+        load_recipe([{"qat": {"epochs": 1, "precision": "mixed_bfloat16"}}, {"export": {}}])
     with pytest.raises(RecipeError, match="at least one step"):
         load_recipe([])
     (tmp_path / "list.yaml").write_text("- prune: {ratio: 0.5}\n")

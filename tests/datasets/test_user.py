@@ -68,6 +68,14 @@ def test_validation_is_split_off_by_class_and_seed(npz):
     assert not np.array_equal(data.validation[0], other.validation[0])
 
 
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+def test_names_of_the_validation_arrays_and_of_those_not_used(npz, name, capsys):
+    x, y = pixels(6), np.arange(6) % 2
+    path = npz(x_train=x[:4], y_train=y[:4], **{f"x_{name}": x[4:], f"y_{name}": y[4:]}, weights=y)
+    np.testing.assert_array_equal(load_user_data(path, input_shape=SHAPE).validation[0], x[4:])
+    assert capsys.readouterr().err == f"{path}: not used: weights\n"
+
+
 @pytest.mark.parametrize("as_labels", [lambda y: y[:, None], lambda y: np.eye(3)[y], lambda y: y.astype("float32")])
 def test_labels_become_integers(npz, as_labels):
     y = np.arange(12, dtype=np.uint8) % 3
@@ -196,14 +204,20 @@ def test_folders_are_classes_in_alphabetic_order(tmp_path):
             np.testing.assert_array_equal(image, np.broadcast_to(list(COLOURS.values())[label], SHAPE))
 
 
-@pytest.mark.parametrize("validation", ["validation", "val"])
-def test_folders_of_parts_are_kept_apart(tmp_path, validation):
+@pytest.mark.parametrize("validation", ["validation", "val", "valid"])
+def test_folders_of_parts_are_kept_apart(tmp_path, validation, capsys):
     write_images(tmp_path / "train", COLOURS, count=3)
     write_images(tmp_path / validation, {"red": COLOURS["red"]}, count=2)
     write_images(tmp_path / "test", COLOURS, count=1)
     data = load_user_data(tmp_path, input_shape=SHAPE)
     assert data.train[1].tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert data.validation[1].tolist() == [2, 2] and data.test[1].tolist() == [0, 1, 2]
+    assert capsys.readouterr().err == ""
+    write_images(tmp_path / "unlabelled", COLOURS, count=1)
+    load_user_data(tmp_path, input_shape=SHAPE)
+    assert capsys.readouterr().err == f"{tmp_path}: not used: unlabelled\n"
+    write_images(tmp_path / ("val" if validation == "valid" else "valid"), COLOURS, count=1)
+    assert "has two validation parts, " in refused(tmp_path)
 
 
 def test_class_names_order_the_folders(tmp_path):

@@ -94,6 +94,15 @@ def test_operators_compute_the_same():
     inputs = keras.Input((5, 5, 4))
     a, b = layers.Conv2D(3, 1)(inputs), layers.Conv2D(3, 1)(inputs)
     assert_same_function(random_weights(keras.Model(inputs, (a + 3.0) * (0.5 * b) + a)))
+    c = (1 - a) - (b - np.float32(0.25)) / 4
+    assert_same_function(random_weights(keras.Model(inputs, c * np.float64(2) - a)))
+
+
+@pytest.mark.parametrize("operation", [lambda x: x * np.ones(4, "float32"), lambda x: 1 / x, lambda x: x / (x + 1)])
+def test_operators_without_counterpart_are_named(operation):
+    inputs = keras.Input((5, 5, 4))
+    with pytest.raises(UnsupportedLayerError, match="takes two tensors, or one and a number"):
+        to_tf_keras(keras.Model(inputs, operation(inputs)))
 
 
 def test_shared_layers_stay_shared_and_nested_models_nested():

@@ -119,6 +119,9 @@ def unsupported(layer, shape=(6, 6, 4)):
     [
         (layers.LayerNormalization(name="odd"), (6, 6, 4)),
         (layers.PReLU(name="odd"), (6, 6, 4)),
+        (layers.ReLU(negative_slope=0.1, name="odd"), (6, 6, 4)),
+        (layers.ReLU(3.0, name="odd"), (6, 6, 4)),
+        (layers.ReLU(threshold=0.2, name="odd"), (6, 6, 4)),
         (layers.BatchNormalization(name="odd"), (4,)),
         (layers.BatchNormalization(name="odd", axis=1), (6, 6, 4)),
         (layers.Rescaling(2.0, name="odd"), (4,)),

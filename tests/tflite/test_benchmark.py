@@ -61,3 +61,10 @@ def test_bad_arguments(small_files):
         tfc.benchmark_tflite(small_files["int8"], threads=0)
     with pytest.raises(ValueError, match="paths="):
         tfc.benchmark_interleaved([])
+
+
+def test_the_process_that_measures_loads_no_keras():
+    """It would take seconds and most of the memory of the inference."""
+    code = "import sys, tfcompress.tflite.timing; print({'keras', 'tensorflow'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"

@@ -62,6 +62,15 @@ def test_sound_int8_file_is_close_everywhere(small_model, small_files, small_ima
     assert min(layer.snr for layer in comparison.layers) > 25
 
 
+def test_softmax_of_the_last_layer_is_not_held_against_it(small_model, small_files, small_images):
+    model = keras.models.clone_model(small_model)
+    model.set_weights(small_model.get_weights())
+    model.get_layer("logits").activation = keras.activations.softmax
+    comparison = tfc.compare(model, small_files["int8"], small_images[:40])
+    assert [row.name for row in comparison.layers] == LAYERS
+    assert comparison.layers[-1].snr > 25
+
+
 def test_nothing_in_common(small_model, small_images):
     other = keras.Sequential([keras.Input((12, 12, 1)), keras.layers.Flatten(name="other")])
     with pytest.raises(ValueError, match="same name and output shape"):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from keras import layers
 
+from tfcompress.outputs import with_softmax
 from tfcompress.training import CachedTeacher, CheckpointError, TrainingConfig, accuracy, fit, predict
 from tfcompress.training.checkpoint import load_checkpoint, save_checkpoint
 from tfcompress.training.fast import training_clone
@@ -246,6 +247,35 @@ def test_teacher_of_other_classes_is_refused(digits):
     teacher = keras.Sequential([keras.Input((28, 28, 1)), keras.layers.Flatten(), keras.layers.Dense(7)])
     with pytest.raises(ValueError, match=r"the model's outputs, 10 of them\. Received: 7"):
         fit(network(), digits.x_train[:64], digits.y_train[:64], CONFIG, teacher=teacher)
+
+
+def test_probabilities_are_refused(digits):
+    probabilities = with_softmax(network())
+    with pytest.raises(ValueError, match="the model must return logits"):
+        fit(probabilities, digits.x_train[:64], digits.y_train[:64], CONFIG)
+    for teacher in (probabilities, CachedTeacher(probabilities, "logits")):
+        with pytest.raises(ValueError, match="the teacher must return logits"):
+            fit(network(), digits.x_train[:64], digits.y_train[:64], CONFIG, teacher=teacher)
+
+
+def test_frozen_layers_stay_and_are_named(digits, capsys):
+    model = network()
+    frozen = next(layer for layer in model.layers if layer.weights)
+    frozen.trainable = False
+    before = [weights.copy() for weights in frozen.get_weights()]
+    fit(model, digits.x_train[:64], digits.y_train[:64], CONFIG)
+    assert f"1 layers are frozen and stay as they are: {frozen.name}" in capsys.readouterr().err
+    for old, new in zip(before, frozen.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_checkpoint_of_another_network_with_the_same_weights_is_refused(digits, tmp_path):
+    images, labels = digits.x_train[:64], digits.y_train[:64]
+    fit(network(), images, labels, CONFIG, directory=tmp_path)
+    other = network()
+    next(layer for layer in other.layers if getattr(layer, "activation", None)).activation = keras.activations.tanh
+    with pytest.raises(CheckpointError, match=r"another training \(network"):
+        fit(other, images, labels, CONFIG, directory=tmp_path)
 
 
 def test_student_of_a_teacher_follows_its_logits(digits):

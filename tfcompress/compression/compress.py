@@ -1,9 +1,11 @@
 """From a Keras classifier to a .tflite file by a recipe, resumable, with everything measured on the way."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import pathlib
+import tempfile
 import time
 import zlib
 
@@ -11,6 +13,7 @@ import numpy as np
 
 from tfcompress.compression.recipe import load_recipe
 from tfcompress.files import save_model, write_text
+from tfcompress.graph import network_of
 
 VERSION = 1
 MEASURED_IMAGES = 5000
@@ -61,7 +64,7 @@ def compress(
 
     Args:
         model: a functional or Sequential Keras 3 classifier with one image input, trained. It is not changed. A final
-            softmax is removed while it trains, and put back.
+            softmax is removed while it trains, and put back. Frozen layers are trained, too.
         data: `tfcompress.datasets.UserData`, or (x, y): arrays of images as the model takes them, or uint8 pixels for a
             model that takes pixels / 255, and integer labels. A tenth of them is then held out.
         recipe: small, fast or safe; the path of a YAML file; or a list of steps, `[{"prune": {"ratio": 0.5}}, ...]`.
@@ -93,16 +96,18 @@ def compress(
     print(small)
     ```
     """
-    from tfcompress.compression.outputs import as_logits
+    from tfcompress.outputs import trainable_logits
 
     recipe = load_recipe(recipe).adapted(augmentation, bfloat16)
-    original, had_softmax = as_logits(model)
+    original, had_softmax = trainable_logits(model)
     data = _as_user_data(data, original)
     # What cannot be done is found before anything is trained.
     plan(original, recipe)
-    _check_steps(original, recipe)
     folder = pathlib.Path(workdir)
-    _claim(folder, _identity(original, data, recipe))
+    identity = _identity(original, data, recipe)
+    if not _is_claimed(folder, identity):
+        _check_export(original, data, recipe)
+        _claim(folder, identity)
     run = _Run(original, data, folder, had_softmax)
     run.measure("original", "original (float32)", original, 0.0)
     for number, step in enumerate(recipe.steps, 1):
@@ -134,36 +139,47 @@ def plan(model, recipe):
 
 
 def input_range(data):
-    """(smallest, largest) value of the input of a `UserData`: fixed by the scaling of pixels, or found in the data."""
+    """(smallest, largest) value of the input of a `UserData`, and 0, which int8 ranges hold.
+
+    It is fixed by the scaling of pixels, or found in the data.
+    """
     from tfcompress.datasets import SCALINGS
 
     if data.scaling == "none":
-        return float(data.train[0].min()), float(data.train[0].max())
+        return min(0.0, float(data.train[0].min())), max(0.0, float(data.train[0].max()))
     scale, offset, _ = SCALINGS[data.scaling]
     return offset, round(255 * scale, 6) + offset
 
 
 def calibration_images(data, count=500):
-    """Training images of a `UserData` as floats that span the whole range of the input."""
-    from tfcompress.datasets.arrays import as_float
+    """Training images of a `UserData`, drawn at random, as floats that span the whole range of the input."""
+    from tfcompress.datasets.arrays import as_float, sample
 
-    images = as_float(data.train[0][:count])
+    images = as_float(*sample(count, data.train[0]))
     # Two values of one image fix the input's range; an all-white image would widen the range of every later tensor.
     images[0].flat[:2] = input_range(data)
     return images
 
 
-def _check_steps(model, recipe):
+def _check_export(model, data, recipe):
+    """Converts the model as it is, as the recipe will at its end: what the file's precision cannot do is found now."""
+    from tfcompress import export_tflite
+    from tfcompress.quantization import calibrate, quantize_wrap
+    from tfcompress.tflite.export import RequantizationError
+
     if None in model.inputs[0].shape[1:]:
         raise ValueError(
             f"Every dimension of the input must be fixed. Received: input shape {tuple(model.inputs[0].shape[1:])}. "
             "Build the model for one size."
         )
+    images = calibration_images(data, 32)
     if any(step.kind == "qat" for step in recipe.steps):
-        from tfcompress.keras2 import to_tf_keras
-        from tfcompress.quantization.scheme import check_supported
-
-        check_supported(to_tf_keras(model))
+        model = quantize_wrap(model, input_range=input_range(data))
+        calibrate(model, images)
+    # The weights are other ones at the end.
+    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(RequantizationError):
+        precision = recipe.steps[-1].options.get("precision", "int8")
+        export_tflite(model, pathlib.Path(folder) / "model.tflite", precision, images)
 
 
 class _Run:
@@ -261,6 +277,7 @@ class _Run:
     def measure(self, name, title, model, seconds, precision=None):
         """Adds a row: accuracy on validation images, size and latency of the step's file; kept beside the file."""
         from tfcompress import benchmark_tflite, evaluate_tflite, profile
+        from tfcompress.datasets.arrays import sample
         from tfcompress.tflite.export import is_quantization_aware
 
         directory = self.folder / "steps" / name
@@ -271,7 +288,7 @@ class _Run:
             directory.mkdir(parents=True, exist_ok=True)
             precision = precision or ("int8" if is_quantization_aware(model) else "float32")
             file = self.convert(model, directory / "model.tflite", precision)
-            x, y = (array[:MEASURED_IMAGES] for array in self.data.validation)
+            x, y = sample(MEASURED_IMAGES, *self.data.validation)
             cost = profile(self.network)
             row = {
                 "name": name,
@@ -302,8 +319,8 @@ def _lower_dropout(network, wider):
 def _publish(run, recipe, source, command):
     """Writes the output folder's files."""
     from tfcompress import __version__, benchmark_interleaved, evaluate_tflite, profile
-    from tfcompress.compression.outputs import with_softmax
     from tfcompress.compression.report import write_report
+    from tfcompress.outputs import with_softmax
     from tfcompress.reporting import environment
 
     folder, data = run.folder, run.data
@@ -409,23 +426,35 @@ def _identity(model, data, recipe):
     weights = hashlib.sha256(b"".join(np.ascontiguousarray(w).tobytes() for w in model.get_weights())).hexdigest()
     parts = {"train": data.train, "validation": data.validation}
     crc = {name: [zlib.crc32(np.ascontiguousarray(array)) for array in arrays] for name, arrays in parts.items()}
-    return {"recipe": recipe.as_data(), "weights": weights[:16], "data": crc, "scaling": data.scaling}
+    return {
+        "recipe": recipe.as_data(),
+        "weights": weights[:16],
+        "network": network_of(model),
+        "data": crc,
+        "scaling": data.scaling,
+    }
 
 
-def _claim(folder, identity):
-    """Marks the folder as this run's, or refuses one that is another's."""
+def _is_claimed(folder, identity):
+    """Whether the folder is this run's already; refuses one that is another's."""
     stored = folder / "steps" / "run.json"
     if stored.exists():
-        found = json.loads(stored.read_text())
-        different = [key for key in identity if found.get(key) != json.loads(json.dumps(identity[key]))]
+        found, identity = json.loads(stored.read_text()), json.loads(json.dumps(identity))
+        different = [key for key in identity if found.get(key, identity[key]) != identity[key]]
         if different:
             raise ValueError(
                 f"{folder} holds another run (another {' and another '.join(different)}). "
                 "Choose another output folder, or delete this one."
             )
-        return
+        return True
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty and no run of tfcompress. Choose another output folder.")
+    return False
+
+
+def _claim(folder, identity):
+    """Marks the folder as this run's."""
+    stored = folder / "steps" / "run.json"
     stored.parent.mkdir(parents=True, exist_ok=True)
     write_text(stored, json.dumps(identity))
 

@@ -259,6 +259,10 @@ def _check_values(step, places):
         except ValueError as error:
             guilty = next((name for name in options if str(error).startswith(name)), None)
             raise RecipeError(f"{places.get(guilty, step.place)}: {step.kind}: {error}") from error
+    if step.kind == "qat" and options.get("precision", "float32") != "float32":
+        raise RecipeError(
+            f"{places['precision']}: qat computes in tf_keras, in float32. Received: {options['precision']!r}"
+        )
     if step.kind == "sparsify":
         if not 0 <= options["sparsity"] < 1:
             raise RecipeError(f"{places['sparsity']}: sparsity must be in [0, 1). Received: {options['sparsity']}")

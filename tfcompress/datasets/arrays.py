@@ -28,6 +28,15 @@ def as_classes(labels):
     return labels.astype(np.int64)
 
 
+def sample(count, *arrays):
+    """Up to so many examples of arrays of equal length, drawn at random, the same ones at every call.
+
+    The first ones would be of few classes where a data set is sorted by class.
+    """
+    chosen = np.random.default_rng(0).permutation(len(arrays[0]))[:count]
+    return tuple(array[chosen] for array in arrays)
+
+
 def as_float(images):
     """Network input: uint8 pixels become float32 in [0, 1]; floats stay as they are."""
     return images.astype("float32") / np.float32(255) if images.dtype == np.uint8 else images.astype("float32")

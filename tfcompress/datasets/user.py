@@ -10,6 +10,7 @@ import numpy as np
 
 from tfcompress.datasets.arrays import as_classes
 from tfcompress.datasets.load import split_validation
+from tfcompress.errors import listed
 
 SCALINGS = {
     "0-1": (1 / 255, 0.0, "pixels / 255"),
@@ -21,7 +22,7 @@ SCALINGS = {
 
 _EXPECTED = "Expected an .npz file, a folder with one folder of images per class, or tfds:NAME"
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
-_SPLIT_FOLDERS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
+_SPLITS = {"train": "train", "validation": "validation", "val": "validation", "valid": "validation", "test": "test"}
 
 
 class DataError(ValueError):
@@ -65,11 +66,12 @@ def load_user_data(
 
     Args:
         source: one of
-            - an `.npz` file with arrays x and y, or x_train and y_train; x_val, y_val, x_test and y_test are optional.
+            - an `.npz` file with arrays x and y, or x_train and y_train; x_val, y_val (or _valid, _validation), x_test
+              and y_test are optional.
               x is uint8 pixels, or floats that lie in the range of the model's input already. y holds integers, or
               one-hot rows.
-            - a folder with one folder of images per class, or with folders train and, optionally, validation (or val)
-              and test that hold them. Images are resized (bilinear) and converted to the model's channels.
+            - a folder with one folder of images per class, or with folders train and, optionally, validation (or val,
+              valid) and test that hold them. Images are resized (bilinear) and converted to the model's channels.
             - "tfds:NAME", a data set of tensorflow-datasets.
         input_shape: of one example, as in `model.input_shape[1:]`. None stands for any size.
         scaling: a key of `SCALINGS`.
@@ -109,7 +111,7 @@ def load_user_data(
     names = tuple(class_names or found or ())
     if names and classes is not None and len(names) != classes:
         raise DataError(
-            f"{source} has {len(names)} classes ({_listed(names)}), but the model has {classes} outputs; give "
+            f"{source} has {len(names)} classes ({listed(names)}), but the model has {classes} outputs; give "
             "class_names, one per output"
         )
     labels = {part: _integers(f"{source}, {part}", y) for part, (_, y) in parts.items()}
@@ -134,10 +136,12 @@ def _read_npz(path):
             arrays = {name: stored[name] for name in stored.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path} is damaged, or not an .npz file of numbers ({error}); write it again") from error
-    pairs = {"train": ("x_train", "y_train"), "validation": ("x_val", "y_val"), "test": ("x_test", "y_test")}
+    given = [name for name in _SPLITS if arrays.keys() & {f"x_{name}", f"y_{name}"}]
+    pairs = {part: (f"x_{name}", f"y_{name}") for part, name in _parts(path, given).items()}
     if "x_train" not in arrays and "x" in arrays:
         pairs["train"] = ("x", "y")
-    pairs = {part: pair for part, pair in pairs.items() if part == "train" or arrays.keys() & set(pair)}
+    pairs.setdefault("train", ("x_train", "y_train"))
+    _note_ignored(path, arrays.keys() - {name for pair in pairs.values() for name in pair})
     missing = [name for pair in pairs.values() for name in pair if name not in arrays]
     if missing:
         raise DataError(
@@ -150,14 +154,32 @@ def _read_npz(path):
 def _read_folder(folder, shape, class_names, on_bad_image):
     """{"train": (x, y), ...} with x uint8, and the names of the classes."""
     _check_image_shape(folder, shape)
-    splits = {_SPLIT_FOLDERS[sub.name]: sub for sub in _subfolders(folder) if sub.name in _SPLIT_FOLDERS}
     # A class may be called "train", too; its folder holds images and no folders.
-    if "train" not in splits or not _subfolders(splits["train"]):
-        splits = {"train": folder}
+    splits = {"train": folder}
+    if (folder / "train").is_dir() and _subfolders(folder / "train"):
+        found = [sub.name for sub in _subfolders(folder)]
+        splits = {part: folder / name for part, name in _parts(folder, found).items()}
+        _note_ignored(folder, set(found) - {sub.name for sub in splits.values()})
     names = tuple(class_names or (sub.name for sub in _subfolders(splits["train"])))
     if not names:
         raise DataError(f"{splits['train']} has no folders. Expected one folder of images per class")
     return {part: _read_images(sub, names, shape, on_bad_image) for part, sub in splits.items()}, names
+
+
+def _parts(source, names):
+    """{part: its name in the source}."""
+    parts = {}
+    for name in names:
+        if _SPLITS.get(name) in parts:
+            raise DataError(f"{source} has two validation parts, {parts['validation']} and {name}; rename one of them")
+        if name in _SPLITS:
+            parts[_SPLITS[name]] = name
+    return parts
+
+
+def _note_ignored(source, names):
+    if names:
+        print(f"{source}: not used: {listed(sorted(names))}", file=sys.stderr)
 
 
 def _subfolders(folder):
@@ -168,7 +190,7 @@ def _read_images(folder, names, shape, on_bad_image):
     files, labels = [], []
     for sub in _subfolders(folder):
         if sub.name not in names:
-            raise DataError(f"{sub} is not the folder of a class. Expected: {_listed(names)}")
+            raise DataError(f"{sub} is not the folder of a class. Expected: {listed(names)}")
         images = sorted(file for file in sub.iterdir() if _is_image(file))
         if not images:
             raise DataError(f"{sub} has no images ({', '.join(_SUFFIXES)}); fill it or delete it")
@@ -310,7 +332,3 @@ def _split(source, x, y, held_out, seed):
     if count >= len(x):
         raise DataError(f"{source}: {len(x)} training images are too few to hold out {held_out:.0%} for validation")
     return split_validation(x, y, count, seed)
-
-
-def _listed(values, most=10):
-    return ", ".join(map(str, values[:most])) + (", ..." if len(values) > most else "")

@@ -156,21 +156,41 @@ def _scaled_sum(layer):
 
 
 def _add(operation):
-    return lambda a, b: _binary(operation, a, b, tf_keras.layers.Add, lambda c: {"scale": 1.0, "offset": c})
+    return lambda a, b: _binary(operation, a, b, tf_keras.layers.Add, lambda c: (1.0, c), lambda c: (1.0, c))
+
+
+def _subtract(operation):
+    return lambda a, b: _binary(operation, a, b, tf_keras.layers.Subtract, lambda c: (1.0, -c), lambda c: (-1.0, c))
 
 
 def _multiply(operation):
-    return lambda a, b: _binary(operation, a, b, tf_keras.layers.Multiply, lambda c: {"scale": c})
+    return lambda a, b: _binary(operation, a, b, tf_keras.layers.Multiply, lambda c: (c, 0.0), lambda c: (c, 0.0))
 
 
-def _binary(operation, a, b, layer_class, rescaling):
-    """`a + b` or `a * b` written with operators: a merge layer, or a Rescaling where one of them is a number."""
+def _divide(operation):
+    return lambda a, b: _binary(operation, a, b, None, lambda c: (1 / c, 0.0), None)
+
+
+def _binary(operation, a, b, layer_class, right, left):
+    """Arithmetic written with operators: a merge layer, or a Rescaling where one side is a number.
+
+    Args:
+        operation: the Keras 3 operation.
+        a, b: its sides.
+        layer_class: the merge layer of two tensors, or None.
+        right, left: function of the number on that side that returns (scale, offset), or None.
+    """
     identity = {"name": operation.name, "dtype": operation.output.dtype}
-    constants = [value for value in (a, b) if isinstance(value, int | float)]
-    if not constants:
+    tensors = [hasattr(side, "_keras_history") for side in (a, b)]
+    if all(tensors) and layer_class:
         return layer_class(**identity)([a, b])
-    tensor = b if constants[0] is a else a
-    return tf_keras.layers.Rescaling(**rescaling(constants[0]), **identity)(tensor)
+    tensor, constant, rescaling = (a, b, right) if tensors[0] else (b, a, left)
+    if rescaling and not all(tensors) and np.ndim(constant) == 0:
+        scale, offset = rescaling(float(constant))
+        return tf_keras.layers.Rescaling(scale, offset, **identity)(tensor)
+    raise UnsupportedLayerError(
+        operation, "has no counterpart in tf_keras, where it takes two tensors, or one and a number (to divide by)"
+    )
 
 
 _SPECIAL = {
@@ -179,5 +199,8 @@ _SPECIAL = {
     "keras.src.applications.convnext.LayerScale": _layer_scale,
     "keras.src.applications.inception_resnet_v2.CustomScaleLayer": _scaled_sum,
     "keras.src.ops.numpy.Add": _add,
+    "keras.src.ops.numpy.Subtract": _subtract,
     "keras.src.ops.numpy.Multiply": _multiply,
+    "keras.src.ops.numpy.TrueDivide": _divide,
+    "keras.src.ops.numpy.Divide": _divide,
 }

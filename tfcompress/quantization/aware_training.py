@@ -5,7 +5,9 @@ import contextlib
 import numpy as np
 import tensorflow as tf
 
+from tfcompress.datasets.arrays import sample
 from tfcompress.keras2 import tfmot, to_tf_keras
+from tfcompress.outputs import check_logits
 from tfcompress.quantization.equalize import equalize_depthwise
 from tfcompress.quantization.scheme import CUSTOM_OBJECTS, Scheme, check_supported
 
@@ -27,7 +29,7 @@ def quantization_aware_training(
     """Trains a network with the rounding of int8 arithmetic in its forward pass (Jacob et al. 2018).
 
     Weights become int8 (symmetric, one scale per filter of a convolution; of depthwise ones see `equalize_depthwise`),
-    activations int8 with ranges that start from up to 1,024 training images and follow a moving average.
+    activations int8 with ranges that start from up to 1,024 of the training images and follow a moving average.
 
     Args:
         model: a Keras 3 or tf_keras model, trained. It is not changed.
@@ -44,13 +46,14 @@ def quantization_aware_training(
         A `tf_keras.Model` that computes, in floats, what its int8 file will.
 
     Raises:
-        ValueError: a model that is subclassed or not built.
+        ValueError: a model that is subclassed, not built, or ends in a softmax.
         UnsupportedLayerError: a layer that tf_keras does not have or that cannot be quantized.
     """
     from tfcompress.training import fit
 
+    check_logits(model)
     wrapped = quantize_wrap(model, preserve_sparsity=preserve_sparsity, input_range=input_range)
-    calibrate(wrapped, x[:_CALIBRATION_IMAGES], batch_size=config.batch_size)
+    calibrate(wrapped, *sample(_CALIBRATION_IMAGES, x), batch_size=config.batch_size)
     identity = {"preserve_sparsity": preserve_sparsity}
     fit(wrapped, x, y, config, validation=validation, teacher=teacher, directory=directory, identity=identity)
     _update_weight_ranges(wrapped)
@@ -65,8 +68,8 @@ def quantize_wrap(model, *, preserve_sparsity=False, input_range=(0.0, 1.0)):
     Args:
         model: a Keras 3 or tf_keras model. It is not changed.
         preserve_sparsity: whether weights that are zero now stay zero (prune-preserving QAT).
-        input_range: (smallest, largest) value of the model's inputs, fixed. For (0, 1) the file's input has scale
-            1/255 and zero point -128, so pixels enter it as they are, minus 128.
+        input_range: (smallest, largest) value of the model's inputs, fixed, and widened to hold 0. For (0, 1) the
+            file's input has scale 1/255 and zero point -128, so pixels enter it as they are, minus 128.
 
     Returns:
         A `tf_keras.Model`; its variables include all ranges, so they suffice to resume a training.
@@ -86,7 +89,7 @@ def quantize_wrap(model, *, preserve_sparsity=False, input_range=(0.0, 1.0)):
             # TF-MOT's input quantizer widens with the data; one rounding error of an augmentation above 1 would
             # move the scale off 1/255.
             layer.quantizer = tfmot.quantization.keras.quantizers.FixedQuantizer(
-                num_bits=8, init_min=input_range[0], init_max=input_range[1], narrow_range=False
+                num_bits=8, init_min=min(0.0, input_range[0]), init_max=max(0.0, input_range[1]), narrow_range=False
             )
     for wrapper in _wrappers(wrapped):
         wrapper._weight_vars = [(weight, _StraightThrough(q), ranges) for weight, q, ranges in wrapper._weight_vars]

@@ -117,6 +117,14 @@ def _check_activation(layer, registry):
             registry.get_quantize_config(layer).get_output_quantizers(layer)
         except ValueError as error:
             raise UnsupportedLayerError(layer, f"activation {name!r} cannot be quantized") from error
+    elif isinstance(layer, _layers.ReLU):
+        slope, most, threshold = float(layer.negative_slope), layer.max_value, float(layer.threshold)
+        if slope or threshold or most not in (None, 6):
+            raise UnsupportedLayerError(
+                layer,
+                f"int8 has ReLU and ReLU6 only. Received: negative_slope={slope:g}, max_value={most}, "
+                f"threshold={threshold:g}; for a slope, use LeakyReLU",
+            )
     elif activation is not None and name not in _FUSED_ACTIVATIONS:
         raise UnsupportedLayerError(layer, f"activation {name!r} cannot be fused; make it a layer of its own")
 

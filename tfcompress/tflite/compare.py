@@ -1,5 +1,6 @@
 """Where does a smaller model stop being the same function?"""
 
+import contextlib
 import dataclasses
 import os
 
@@ -111,7 +112,13 @@ def _keras_layers(model):
         import tf_keras as keras
     else:
         import keras
+    from tfcompress.outputs import as_logits, ends_in_softmax, with_softmax
+
     outputs = {}
+    if keras.__name__ == "keras" and ends_in_softmax(model):
+        # As in a file: logits under the name of the last layer, then probabilities as "softmax".
+        with contextlib.suppress(ValueError):  # no classifier
+            model = with_softmax(as_logits(model)[0])
     for layer in model.layers:
         try:
             output = layer.output

@@ -40,6 +40,10 @@ class TFLiteFile:
     precision: str
 
 
+class RequantizationError(ValueError):
+    """An int8 file that XNNPACK would refuse for the values of its weights; other weights may do."""
+
+
 def export_tflite(model, path, precision="int8", calibration=None, *, softmax=False):
     """Writes a model as a .tflite file of batch 1 that any LiteRT runtime executes.
 
@@ -325,7 +329,7 @@ def _check_requantization(name, inputs, kernel, outputs):
     """Asserts that XNNPACK, which computes int8 on phones, takes an operation of these quantizations."""
     scale = inputs.scale[0] * np.max(kernel.scale) / outputs.scale[0]
     if scale >= MOST_REQUANTIZATION:
-        raise ValueError(
+        raise RequantizationError(
             f"XNNPACK would not run the int8 file: the sums of {name} are scaled by {scale:.0f} to the steps of its "
             f"output, and it takes less than {MOST_REQUANTIZATION}. A channel whose inputs are nearly zero has a huge "
             "weight there, as after a BatchNormalization that saw hardly any variance: train longer, or prune it."
@@ -341,6 +345,7 @@ def _check_input(quantization, input_range):
     if not np.isclose(scale, expected_scale, rtol=1e-4) or abs(zero_point - exact_zero_point) > 0.5001:
         raise ValueError(
             f"The int8 input has scale {scale:.8g} and zero point {zero_point}; inputs in [{low:g}, {high:g}] need "
-            f"{expected_scale:.8g} and {exact_zero_point:g}. A QAT model takes its range from the first batches: they "
-            "must contain that minimum and maximum exactly, or give calibration with the range it was trained on."
+            f"{expected_scale:.8g} and {exact_zero_point:g}. Give a QAT model the range that it was trained on, by "
+            "calibration images that span it. After training, the converter gives an input another range where it is "
+            "concatenated with something else: keep it apart, or train with quantization."
         )

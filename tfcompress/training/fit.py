@@ -11,14 +11,17 @@ from pathlib import Path
 import numpy as np
 
 from tfcompress.datasets.arrays import as_classes, as_float
+from tfcompress.errors import listed
 from tfcompress.files import replacing
+from tfcompress.graph import frozen_layers, network_of
+from tfcompress.outputs import check_logits
 from tfcompress.training.augment import augment
 from tfcompress.training.checkpoint import CheckpointError, digest, load_checkpoint, save_checkpoint
 from tfcompress.training.config import TrainingConfig
 from tfcompress.training.fast import training_clone
 from tfcompress.training.predict import accuracy
 from tfcompress.training.schedule import learning_rates, table_schedule
-from tfcompress.training.teacher import logits_of
+from tfcompress.training.teacher import CachedTeacher, logits_of
 
 
 def fit(
@@ -41,6 +44,8 @@ def fit(
     The same call with the same `directory` resumes an interrupted training and ends with the weights, bit for bit, of
     an uninterrupted one (on one machine, with the same versions and number of threads); a finished one is loaded.
 
+    Layers that are frozen (`trainable=False`) stay as they are, and are counted on stderr.
+
     Args:
         model: a built Keras 3 or tf_keras model with one image input that returns logits. It may come back compiled.
         images: (N, H, W, C), uint8 pixels (trained on as pixels / 255) or floats in [0, 1].
@@ -58,7 +63,7 @@ def fit(
         and seconds.
 
     Raises:
-        ValueError: images, labels and model do not fit together.
+        ValueError: images, labels and model do not fit together, or model or teacher end in a softmax.
         FloatingPointError: the loss became infinite or NaN; that epoch leaves no checkpoint.
         CheckpointError: the directory holds a damaged checkpoint, or one of another training.
     """
@@ -68,6 +73,10 @@ def fit(
         raise ValueError(
             f"the teacher must have the model's outputs, {classes} of them. Received: {teacher.output_shape[-1]}"
         )
+    check_logits(model)
+    if teacher is not None:
+        check_logits(teacher.model if isinstance(teacher, CachedTeacher) else teacher, "the teacher")
+    _report_frozen(model)
     identity = {**_identity(model, images, labels, config, teacher), **(identity or {})}
     path = Path(directory) / "checkpoint.npz" if directory else None
     steps = -(-len(images) // config.batch_size)
@@ -210,7 +219,7 @@ def _restore(model, path, identity):
     arrays, meta = stored
     history = meta.pop("history")
     # A hyperparameter that there was not yet had no effect, as by its default now.
-    meta = {**dataclasses.asdict(TrainingConfig(epochs=1)), **meta}
+    meta = {**dataclasses.asdict(TrainingConfig(epochs=1)), "network": identity["network"], **meta}
     different = [key for key in identity if meta.get(key) != identity[key]]
     if different:
         found = "; ".join(f"{key} {meta.get(key)!r}, now {identity[key]!r}" for key in different)
@@ -229,6 +238,7 @@ def _identity(model, images, labels, config, teacher):
         "images": f"{images.shape} {images.dtype} {zlib.crc32(np.ascontiguousarray(images)):08x}",
         "labels": f"{zlib.crc32(np.ascontiguousarray(labels)):08x}",
         "initial_weights": digest([np.asarray(w) for w in model.get_weights()])[:16],
+        "network": network_of(model),
         "teacher": digest([np.asarray(w) for w in teacher.get_weights()])[:16] if teacher is not None else None,
     }
 
@@ -294,6 +304,11 @@ def _write_history(path, history):
         writer = csv.DictWriter(file, ["epoch", "learning_rate", "loss", "accuracy", "val_accuracy", "seconds"])
         writer.writeheader()
         writer.writerows(history)
+
+
+def _report_frozen(model):
+    if frozen := frozen_layers(model):
+        print(f"{model.name}: {len(frozen)} layers are frozen and stay as they are: {listed(frozen)}", file=sys.stderr)
 
 
 def _report(history, epochs):

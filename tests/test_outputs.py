@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from tfcompress.compression.outputs import as_logits, with_softmax
+from tfcompress.outputs import as_logits, ends_in_softmax, trainable_logits, with_softmax
 
 
 def functional(*end):
@@ -24,6 +24,9 @@ ENDS = {
     "fused": lambda: [layers.Dense(4, activation="softmax")],
     "activation": lambda: [layers.Dense(4), layers.Activation("softmax")],
     "layer": lambda: [layers.Dense(4), layers.Softmax()],
+    "named softmax": lambda: [layers.Dense(4, activation="softmax", name="softmax")],
+    "before a cast": lambda: [layers.Dense(4), layers.Softmax(), layers.Activation("linear", dtype="float32")],
+    "fused, before a cast": lambda: [layers.Dense(4, activation="softmax"), layers.Activation("linear")],
 }
 
 
@@ -33,13 +36,33 @@ def test_softmax_is_removed_and_put_back(build, end, rng):
     model = build(*ENDS[end]())
     x = rng.random((5, 6, 6, 1), "float32")
     logits, had_softmax = as_logits(model)
-    assert had_softmax and logits.name == "net"
+    assert had_softmax and logits.name == "net" and ends_in_softmax(model) and not ends_in_softmax(logits)
     values = logits.predict(x, verbose=0)
     assert np.abs(values.sum(axis=1) - 1).max() > 1e-3
     np.testing.assert_allclose(with_softmax(logits).predict(x, verbose=0), model.predict(x, verbose=0), atol=1e-6)
     before = model.get_weights()
     logits.set_weights([0 * weights for weights in logits.get_weights()])
     assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights())), "the copy shares weights"
+
+
+@pytest.mark.parametrize("softmax", [keras.ops.softmax, keras.activations.softmax])
+def test_softmax_as_an_operation_is_removed(softmax, rng):
+    inputs = keras.Input((6, 6, 1))
+    logits = layers.Dense(4)(layers.Flatten()(inputs))
+    without, had_softmax = as_logits(keras.Model(inputs, softmax(logits)))
+    x = rng.random((5, 6, 6, 1), "float32")
+    assert had_softmax
+    np.testing.assert_array_equal(without.predict(x, verbose=0), keras.Model(inputs, logits).predict(x, verbose=0))
+
+
+def test_frozen_layers_are_trained_and_named(capsys):
+    model = sequential(layers.Dense(4))
+    model.layers[0].trainable = False
+    logits, _ = trainable_logits(model)
+    assert f"net: 1 frozen layers are trained, too: {model.layers[0].name}" in capsys.readouterr().err
+    assert all(layer.trainable for layer in logits.layers) and not model.layers[0].trainable
+    trainable_logits(logits)
+    assert capsys.readouterr().err == ""
 
 
 def test_logits_stay(rng):
@@ -53,6 +76,12 @@ def test_logits_stay(rng):
 def test_what_is_no_classifier_is_refused():
     with pytest.raises(ValueError, match="ends in a sigmoid"):
         as_logits(functional(layers.Dense(4, activation="sigmoid")))
+    with pytest.raises(ValueError, match="ends in a sigmoid"):
+        inputs = keras.Input((3,))
+        as_logits(keras.Model(inputs, keras.ops.sigmoid(inputs)))
+    with pytest.raises(ValueError, match="the softmax of a model inside it, 'inner'"):
+        inner = keras.Sequential([keras.Input((3,)), layers.Softmax()], name="inner")
+        as_logits(keras.Sequential([keras.Input((3,)), layers.Dense(3), inner]))
     with pytest.raises(ValueError, match=r"output shape \(None, 1\)"):
         as_logits(functional(layers.Dense(1)))
     with pytest.raises(ValueError, match=r"output shape \(None, 4, 4, 3\)"):

@@ -1,0 +1,123 @@
+"""Logits and probabilities: training and quantization want the former, users mostly have the latter."""
+
+import sys
+
+import keras
+from keras import layers
+
+from tfcompress.errors import listed
+from tfcompress.graph import clone_uncompiled, frozen_layers, is_nested_model, producer
+
+
+def as_logits(model):
+    """Copies a classifier without its final softmax, to be trained.
+
+    All layers of the copy can be trained, those that were frozen too: pruned and int8 weights must adapt to each other.
+
+    Args:
+        model: a functional or Sequential Keras 3 model with one input and one output `(batch, classes)`.
+
+    Returns:
+        A copy that returns logits, and whether a softmax was removed. A model without one is taken to return logits.
+
+    Raises:
+        ValueError: a model that is subclassed or not built, has several inputs or outputs, does not return one number
+            per class, or whose softmax is inside a model that it calls.
+    """
+    _check(model)
+    copy = clone_uncompiled(model)
+    copy.set_weights(model.get_weights())
+    for layer in copy._flatten_layers():
+        layer.trainable = True
+    last, before = _last(copy)
+    end = _end(last)
+    if end == "softmax" and _is_fused(last):
+        last.activation = keras.activations.linear
+    elif end == "softmax":
+        copy = keras.Model(copy.inputs, before, name=model.name)
+    elif end == "sigmoid":
+        raise ValueError(
+            f"Model {model.name!r} ends in a sigmoid: a classifier of one label among several is expected, with "
+            "softmax or logits."
+        )
+    elif is_nested_model(last) and ends_in_softmax(last):
+        raise ValueError(
+            f"Model {model.name!r} ends in the softmax of a model inside it, {last.name!r}: call the layers of "
+            f"{last.name!r} one by one, so that the softmax is {model.name!r}'s own."
+        )
+    return copy, end == "softmax"
+
+
+def trainable_logits(model):
+    """What `as_logits` returns; stderr names the layers that were frozen."""
+    if frozen := frozen_layers(model):
+        print(f"{model.name}: {len(frozen)} frozen layers are trained, too: {listed(frozen)}", file=sys.stderr)
+    return as_logits(model)
+
+
+def with_softmax(model):
+    """The model with a softmax behind its logits; it shares the layers and weights of `model`."""
+    names = {layer.name for layer in model.layers}
+    name = next(name for name in ("softmax", *(f"softmax_{i}" for i in range(1, len(names) + 2))) if name not in names)
+    return keras.Model(model.inputs, layers.Softmax(name=name)(model.outputs[0]), name=model.name)
+
+
+def ends_in_softmax(model):
+    """Whether a functional or Sequential Keras 3 or tf_keras model returns probabilities."""
+    last, _ = _last(model)
+    return _end(last) == "softmax" or (is_nested_model(last) and ends_in_softmax(last))
+
+
+def check_logits(model, what="the model"):
+    """Refuses a model that returns probabilities where logits are trained.
+
+    Raises:
+        ValueError: it ends in a softmax.
+    """
+    if getattr(model, "outputs", None) and ends_in_softmax(model):
+        raise ValueError(
+            f"{what} must return logits, which losses and distillation take. Received: {model.name!r}, which ends in a "
+            "softmax. tfcompress.as_logits(model)[0] is the model without it"
+        )
+
+
+def _check(model):
+    if not isinstance(model, keras.Sequential) and not any(b.__name__ == "Functional" for b in type(model).__mro__):
+        raise ValueError(f"A functional or Sequential Keras model is expected. Received: {model!r}")
+    if not model.built or not model.inputs:
+        raise ValueError(f"Model {model.name!r} is not built: its input shape is unknown. Add a keras.Input first.")
+    if len(model.inputs) != 1 or len(model.outputs) != 1:
+        raise ValueError(
+            f"A classifier with one input and one output is expected. Received: {model.name!r} with "
+            f"{len(model.inputs)} inputs and {len(model.outputs)} outputs."
+        )
+    if len(model.outputs[0].shape) != 2 or (model.outputs[0].shape[-1] or 0) < 2:
+        raise ValueError(
+            "A classifier that returns one number per class, (batch, classes), is expected. "
+            f"Received: {model.name!r} with output shape {tuple(model.outputs[0].shape)}."
+        )
+
+
+def _last(model):
+    """The operation that computes the output, and its input tensor; operations that change no value do not count."""
+    operation, before = producer(model.outputs[0])
+    while _activation(operation) == "linear" and not _is_fused(operation):
+        operation, before = producer(before)
+    return operation, before
+
+
+def _end(operation):
+    """ "softmax", "sigmoid", or the name of another activation, None without one."""
+    # Softmax is a layer, and an operation of keras.ops.
+    return "softmax" if type(operation).__name__ == "Softmax" else _activation(operation)
+
+
+def _activation(operation):
+    if type(operation).__name__ == "Sigmoid":
+        return "sigmoid"
+    return getattr(getattr(operation, "activation", None), "__name__", None)
+
+
+def _is_fused(operation):
+    """Whether the activation is a layer's own, of a Dense, and not a layer."""
+    return type(operation).__name__ not in ("Activation", "Softmax", "Sigmoid")
