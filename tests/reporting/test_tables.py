@@ -72,6 +72,16 @@ def test_means_and_spreads(results):
     assert "| float32 | 99.50 ± 0.10 |" in text
 
 
+def test_variants_that_differ_in_numbers_stand_together(tmp_path):
+    """However they came into the record, a few at a time."""
+    names = ("float32", "sparse90-int8-qat", "l2-params72", "sparse5-int8-qat", "l2-params71-macs60", "l2-params28")
+    _write(_record(0, tuple(dataclasses.replace(FLOAT, variant=name) for name in names)), tmp_path)
+    write_tables(tmp_path)
+    assert [row["variant"] for row in _rows(tmp_path / "results.csv")] == [
+        *("float32", "sparse5-int8-qat", "sparse90-int8-qat", "l2-params28", "l2-params72", "l2-params71-macs60")
+    ]
+
+
 def test_variant_of_some_seeds_only_says_so(results):
     _write(_record(1, ROWS[:3]), results)
     text = write_tables(results)
@@ -97,6 +107,13 @@ def test_verdicts(results):
     assert (
         "| Deep Compression | sparse90-int8-qat | drop (pt) | -0.06 | ≤ 0.20 | 0.10 | worse, target reached |" in text
     )
+
+
+def test_of_equal_variants_the_smallest_is_compared(tmp_path):
+    _write(_record(rows=(FLOAT, *(dataclasses.replace(row, val_top1=0.99) for row in ROWS[1:]))), tmp_path)
+    write_tables(tmp_path)
+    found = {row["point"]: row["variant"] for row in _rows(tmp_path / "comparison.csv")}
+    assert found["Sun & Ye 2020"] == "sparse98-int8-qat"
 
 
 def test_missed_targets(tmp_path):

@@ -1,6 +1,7 @@
 """Records of several seeds as means and spreads."""
 
 import dataclasses
+import re
 import statistics
 
 BASELINE = "float32"
@@ -68,7 +69,7 @@ class Summary:
     Attributes:
         experiment, dataset, profile: as in the records.
         seeds: tuple of seeds.
-        variants: {variant: {metric: `Spread`}}; metrics that no record has are absent.
+        variants: {variant: {metric: `Spread`}}, families together; metrics that no record has are absent.
         same_config: whether all seeds ran with the same configuration.
     """
 
@@ -105,10 +106,19 @@ def _summary(key, records):
             for metric, value in figures(row, baseline, int8).items():
                 values.setdefault(row.variant, {}).setdefault(metric, []).append(value)
     variants = {
-        variant: {metric: _spread(seeds) for metric, seeds in metrics.items()} for variant, metrics in values.items()
+        variant: {metric: _spread(seeds) for metric, seeds in values[variant].items()} for variant in _ordered(values)
     }
     same_config = all(record.config == records[0].config for record in records)
     return Summary(*key, tuple(record.seed for record in records), variants, same_config)
+
+
+def _ordered(variants):
+    """Variants that differ in numbers only stand together, by these numbers, where the first of them stood."""
+    families = {}
+    for variant in variants:
+        families.setdefault(re.sub(r"\d+", "#", variant), []).append(variant)
+    for family in families.values():
+        yield from sorted(family, key=lambda variant: [int(digits) for digits in re.findall(r"\d+", variant)])
 
 
 def figures(row, baseline, int8):
