@@ -136,7 +136,7 @@ def prune_and_finetune(task, name, unpruned, split, criterion, distill=True, sof
         The network and its `PruningPlan`.
     """
     from tfcompress import apply_plan, recalibrate
-    from tfcompress.graph import clone_uncompiled
+    from tfcompress.graph import clone_uncompiled, copy_weights
     from tfcompress.training import SoftPruning, fit
 
     arguments = {"validation": split.validation, "teacher": cached(task, unpruned) if distill else None}
@@ -144,7 +144,7 @@ def prune_and_finetune(task, name, unpruned, split, criterion, distill=True, sof
     with task.stage(name) as directory:
         if soft:
             model = clone_uncompiled(unpruned)
-            model.set_weights(unpruned.get_weights())
+            copy_weights(unpruned, model)
             pruning = SoftPruning(model, criterion, directory / "plan.json", **budget)
             arguments["callbacks"] = [pruning]
         else:

@@ -6,6 +6,9 @@ import json
 from dataclasses import dataclass
 
 import keras
+import numpy as np
+
+from tfcompress.datasets.arrays import as_float
 
 
 def clone_uncompiled(model, **options):
@@ -15,6 +18,19 @@ def clone_uncompiled(model, **options):
         return keras.models.clone_model(model, **options)
     finally:
         model.compiled = compiled
+
+
+def copy_weights(source, target):
+    """Gives a clone the weights of its model."""
+    target.set_weights(source.get_weights())
+    take_statistics(target)
+
+
+def take_statistics(model):
+    """Makes Normalization layers compute with the weights that they have been given: they keep copies of them."""
+    for layer in model._flatten_layers():
+        if isinstance(layer, keras.layers.Normalization):
+            layer.finalize_state()
 
 
 def arguments_of(layer_class):
@@ -115,6 +131,36 @@ def producer(tensor):
     operation = getattr(history, "operation", None) or history.layer
     inputs = operation._inbound_nodes[history.node_index].input_tensors
     return operation, (keras.tree.flatten(inputs) or [None])[0]
+
+
+def as_inputs(model, x):
+    """Examples as a list of arrays, one for each input of a model.
+
+    Args:
+        model: a Sequential or functional Keras model.
+        x: what the model's `predict` takes: an array, or a list or dict of arrays; uint8 pixels are divided by 255
+            where the model takes floats.
+
+    Raises:
+        ValueError: the model is subclassed or not built; arrays that are not one for each input.
+    """
+    specs = model_inputs(model)
+    if isinstance(x, dict) and not isinstance(input_structure(model), dict):
+        values = [x[spec.name] for spec in specs if spec.name in x]
+    else:
+        values = keras.tree.flatten(x)
+    if len(values) != len(specs):
+        received = ", ".join(map(str, x)) if isinstance(x, dict) else f"{len(values)} arrays"
+        raise ValueError(
+            f"x must hold an array for each input, {', '.join(spec.name for spec in specs)}. Received: {received}"
+        )
+    values = [np.asarray(value) for value in values]
+    return [as_float(value) if "float" in spec.dtype else value for value, spec in zip(values, specs)]
+
+
+def input_structure(model):
+    """The tensor, or the list or dict of tensors, that a Sequential or functional model is called on."""
+    return model.inputs[0] if isinstance(model, keras.Sequential) else model.input
 
 
 def is_nested_model(operation):

@@ -6,7 +6,7 @@ import keras
 from keras import layers
 
 from tfcompress.errors import listed
-from tfcompress.graph import clone_uncompiled, frozen_layers, is_nested_model, producer
+from tfcompress.graph import clone_uncompiled, copy_weights, frozen_layers, is_nested_model, producer
 
 
 def as_logits(model):
@@ -26,7 +26,7 @@ def as_logits(model):
     """
     _check(model)
     copy = clone_uncompiled(model)
-    copy.set_weights(model.get_weights())
+    copy_weights(model, copy)
     for layer in copy._flatten_layers():
         layer.trainable = True
     last, before = _last(copy)

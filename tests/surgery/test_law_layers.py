@@ -69,6 +69,10 @@ def stacked_rows(x):
     return head(conv(layers.Concatenate(axis=1)([conv(x), conv(x)])))
 
 
+def pooling_of_moved_channels(x):
+    return head(layers.Flatten()(layers.MaxPooling2D()(layers.Permute((3, 1, 2))(conv(conv(x))))))
+
+
 def shared_convolution(x):
     shared = layers.Conv2D(8, 3, padding="same", activation="relu")
     return head(conv(shared(shared(conv(x)))))
@@ -193,6 +197,7 @@ NETWORKS = {
     "softmax": (around(layers.Activation("softmax")), IMAGE, False),
     "softmax-layer": (around(layers.Softmax()), IMAGE, False),
     "max-pooling": (around(layers.MaxPooling2D()), IMAGE, True),
+    "pooling-of-moved-channels": (pooling_of_moved_channels, IMAGE, True),
     "average-pooling": (around(layers.AveragePooling1D(2)), SEQUENCE, True),
     "zero-padding": (around(layers.ZeroPadding2D(((1, 2), (0, 3)))), IMAGE, True),
     "zero-padding-1d": (around(layers.ZeroPadding1D(2)), SEQUENCE, True),
@@ -353,6 +358,30 @@ def test_rule_for_a_layer_of_ones_own():
         lifelike(model, x)
         _, plan = assert_law(model, [x], ratio=0.5)
         assert [len(kept) for kept in plan.kept.values()] == [4, 4, 4]
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (lambda call, graph: None, r"The rule of layer 'mine' must return a list of 1 tensors.*Received: None"),
+        (lambda call, graph: [*rules.tensors(call), *rules.tensors(call)], "list of 1 tensors"),
+        (rules.pass_through, r"weight 'scale' of layer 'mine' would be \(8,\) and must be \(4,\)"),
+    ],
+)
+def test_rule_that_says_too_little_is_named(rule, message):
+    known = register_rule(ChannelScale)(rule)
+    try:
+        with pytest.raises(ValueError, match=message):
+            prune_channels(with_layer(ChannelScale(name="mine")), ratio=0.5)
+    finally:
+        rules._RULES.pop(ChannelScale)
+    assert known is rule
+
+
+def test_activation_with_weights_is_named():
+    stack = [keras.Input(IMAGE), layers.Conv2D(4, 3, activation=layers.PReLU(name="slopes")), layers.Flatten()]
+    with pytest.raises(UnsupportedLayerError, match=r"'slopes'.*make it a layer behind it"):
+        prune_channels(keras.Sequential([*stack, layers.Dense(2)]), ratio=0.5)
 
 
 def test_pruning_through_a_layer_normalization_must_be_asked_for():

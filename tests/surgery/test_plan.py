@@ -6,11 +6,13 @@ import re
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 
 from tfcompress import apply_plan, criteria, plan_pruning, profile, prune_channels
 from tfcompress.models import lenet5, resnet, vgg16
 from tfcompress.surgery import ChannelGraph, PruningPlan
+from tfcompress.surgery.matrices import weight_gradient_products
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +78,41 @@ def test_taylor_spares_the_channels_that_matter(images):
     model.get_layer("conv2").kernel.assign(kernel)
     plan = plan_pruning(model, criteria.Taylor(*images), ratios={"conv1": 0.5})
     np.testing.assert_array_equal(plan.kept["conv1"], np.arange(1, 20, 2))
+
+
+def test_taylor_reads_the_gradients_of_the_loss_in_inference():
+    """Frozen, noisy, augmented and regularized networks have those of the plain one; pixels are fractions."""
+    rng = np.random.default_rng(0)
+    kernels = rng.normal(size=(3, 3, 3, 4)) / 5, rng.normal(size=(144, 4)) / 15
+    x, y = rng.integers(0, 256, (32, 8, 8, 3), "uint8"), rng.integers(0, 4, 32)
+
+    def products(x, front=(), regularizer=None, trainable=True):
+        conv = layers.Conv2D(4, 3, activation="relu", use_bias=False, kernel_regularizer=regularizer, name="conv")
+        norm, dense = layers.BatchNormalization(), layers.Dense(4, use_bias=False)
+        model = keras.Sequential(
+            [keras.Input((8, 8, 3)), *front, conv, norm, layers.Dropout(0.5), layers.Flatten(), dense]
+        )
+        conv.kernel.assign(kernels[0])
+        dense.kernel.assign(kernels[1])
+        model.trainable = trainable
+        return weight_gradient_products(ChannelGraph(model), x, y)["conv"]
+
+    plain = products(x / np.float32(255))
+    with tf.GradientTape() as tape:
+        kernel = tf.constant(kernels[0], "float32")
+        tape.watch(kernel)
+        signals = tf.nn.relu(tf.nn.conv2d(x / np.float32(255), kernel, 1, "VALID")) / np.sqrt(1 + 1e-3)
+        logits = tf.reshape(signals, (32, -1)) @ tf.constant(kernels[1], "float32")
+        loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(y, logits))
+    expected = np.sum(tape.gradient(loss, kernel) * kernels[0], axis=(0, 1, 2))
+    np.testing.assert_allclose(plain[:, 0], expected, rtol=1e-3, atol=1e-5)
+    for other in (
+        products(x),
+        products(x, [layers.RandomFlip(), layers.RandomContrast(0.9), layers.GaussianNoise(0.5)]),
+        products(x, regularizer=keras.regularizers.L2(0.1)),
+        products(x, trainable=False),
+    ):
+        np.testing.assert_allclose(other, plain, rtol=1e-4, atol=1e-6)
 
 
 def test_bn_gamma_drops_the_small_scales(net):
@@ -206,6 +243,29 @@ def test_printed_graph_names_groups_axes_and_reasons(net):
 def test_bad_arguments_are_named(net, arguments, message):
     with pytest.raises(ValueError, match=message):
         prune_channels(net, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("scores", "scope", "message"),
+    [
+        (lambda filters: np.abs(filters).max(axis=1, keepdims=True), "layer", r"Received: shape \(8, 1\)"),
+        (lambda filters: np.abs(filters).max(axis=0), "layer", "a finite score for each of 8 filters"),
+        (lambda filters: np.where(np.arange(len(filters)) == 3, np.nan, 1.0), "layer", "NaN or infinity among them"),
+        (lambda filters: -np.linalg.norm(filters, axis=1), "global", "must not be negative"),
+    ],
+)
+def test_bad_scores_of_a_criterion_of_ones_own_are_named(scores, scope, message):
+    mine = type("Mine", (criteria.Criterion,), {"name": "mine", "scores": lambda self, filters: scores(filters)})
+    stack = [keras.Input((8, 8, 3)), layers.Conv2D(8, 3), layers.Conv2D(8, 3), layers.Flatten(), layers.Dense(3)]
+    with pytest.raises(ValueError, match=f"'mine' .*{message}"):
+        plan_pruning(keras.Sequential(stack), mine(), ratio=0.5, scope=scope)
+
+
+def test_bad_sets_of_a_criterion_of_ones_own_are_named():
+    mine = type("Mine", (criteria.Criterion,), {"name": "mine", "keep": lambda self, filters, count: [0] * count})
+    stack = [keras.Input((8, 8, 3)), layers.Conv2D(8, 3), layers.Flatten(), layers.Dense(3)]
+    with pytest.raises(ValueError, match=r"'mine' must keep 4 different filters of 8\. Received: \[0, 0, 0, 0\]"):
+        plan_pruning(keras.Sequential(stack), mine(), ratio=0.5)
 
 
 def test_cut_that_depends_on_which_channels_go_is_solved_for():

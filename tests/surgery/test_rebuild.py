@@ -11,8 +11,9 @@ import pytest
 from keras import layers
 from law import lifelike, run
 
-from tfcompress import apply_plan, plan_pruning, prune_channels, recalibrate
+from tfcompress import apply_plan, as_logits, plan_pruning, prune_channels, recalibrate
 from tfcompress.models import resnet
+from tfcompress.training.fast import training_clone
 
 
 @pytest.fixture(scope="module")
@@ -159,16 +160,30 @@ def test_subclassed_models_are_refused():
         prune_channels(Subclassed(), ratio=0.5)
 
 
+def test_adapted_normalization_keeps_its_statistics():
+    x = 100 + 50 * np.random.default_rng(0).random((16, 8, 8, 3), dtype="float32")
+    normalization = layers.Normalization()
+    normalization.adapt(x)
+    stack = [layers.Conv2D(8, 3, name="conv"), layers.BatchNormalization(), layers.Flatten(), layers.Dense(4)]
+    model = keras.Sequential([keras.Input((8, 8, 3)), normalization, *stack])
+    expected = model.predict(x, verbose=0)
+    pruned, _ = prune_channels(model, ratios={"conv": 0.0})
+    with training_clone(model) as trained:
+        assert trained is not model
+        for clone in (pruned, as_logits(model)[0], trained):
+            np.testing.assert_allclose(clone.predict(x, verbose=0), expected, atol=1e-5)
+
+
 def test_recalibrate_measures_the_statistics():
     inputs = keras.Input((5,))
     x = layers.BatchNormalization(name="first")(inputs)
     x = layers.BatchNormalization(name="frozen", trainable=False)(layers.Dropout(0.5)(x))
     model = keras.Model(inputs, x)
-    x = np.random.default_rng(0).normal(3, 2, (96, 5))
+    x = np.random.default_rng(0).normal(3, 2, (97, 5))
     recalibrate(model, x, batch_size=32)
     first, frozen = model.get_layer("first"), model.get_layer("frozen")
     np.testing.assert_allclose(first.moving_mean, x.mean(axis=0), rtol=1e-4)
-    variance = x.reshape(3, 32, 5).var(axis=1).mean(axis=0)
+    variance = x[:96].reshape(3, 32, 5).var(axis=1).mean(axis=0) * 96 / 97  # The last batch is one example.
     np.testing.assert_allclose(first.moving_variance, variance, rtol=1e-4)
     assert first.momentum == 0.99
     np.testing.assert_array_equal(frozen.moving_mean, np.zeros(5))
@@ -177,6 +192,32 @@ def test_recalibrate_measures_the_statistics():
     pixels = np.random.default_rng(0).integers(0, 256, (96, 5), "uint8")
     recalibrate(model, pixels, batch_size=96)
     np.testing.assert_allclose(first.moving_mean, pixels.mean(axis=0) / 255, rtol=1e-4)
+
+
+def test_recalibrate_does_not_augment():
+    inputs = keras.Input((8, 8, 3))
+    x = layers.GaussianNoise(1.0)(layers.RandomRotation(0.5)(layers.RandomFlip()(inputs)))
+    model = keras.Model(inputs, layers.BatchNormalization()(layers.Conv2D(4, 3, name="conv")(x)))
+    images = np.random.default_rng(0).random((16, 8, 8, 3), dtype="float32")
+    recalibrate(model, images)
+    signals = np.array(model.get_layer("conv")(images))
+    np.testing.assert_allclose(model.layers[-1].moving_variance, signals.var(axis=(0, 1, 2)), rtol=1e-4)
+
+
+def test_recalibrate_takes_dictionaries_by_name():
+    """Where the model was built from a list, sorted keys are another order."""
+    z, a = keras.Input((3,), name="z"), keras.Input((3,), name="a")
+    norms = [layers.BatchNormalization(name=f"norm_{x.name}") for x in (z, a)]
+    model = keras.Model([z, a], layers.Add()([norm(x) for norm, x in zip(norms, (z, a))]))
+    rng = np.random.default_rng(0)
+    x = {"a": rng.random((64, 3), dtype="float32") + 5, "z": rng.random((64, 3), dtype="float32")}
+    recalibrate(model, x, batch_size=64)
+    for norm, name in zip(norms, "za"):
+        np.testing.assert_allclose(norm.moving_mean, x[name].mean(axis=0), rtol=1e-4)
+    with pytest.raises(ValueError, match=r"each input, z, a\. Received: a"):
+        recalibrate(model, {"a": x["a"]})
+    with pytest.raises(ValueError, match=r"each input, z, a\. Received: 1 arrays"):
+        recalibrate(model, x["a"])
 
 
 def test_recalibrate_after_pruning_restores_the_scale_of_the_signals(net, images):

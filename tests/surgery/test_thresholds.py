@@ -119,6 +119,11 @@ def test_skipped_layers_stay_whole(vgg):
 
 
 def test_bad_arguments_are_named(vgg):
+    for min_kept in (0, 1.5):
+        with pytest.raises(ValueError, match=rf"min_kept must be in \(0, 1\]\. Received: {min_kept}"):
+            plan_by_thresholds(vgg, {"conv4": 0.5}, min_kept=min_kept)
+        with pytest.raises(ValueError, match="min_kept must be"):
+            solve_thresholds(vgg, params_reduction=0.5, macs_reduction=0.5, min_kept=min_kept)
     with pytest.raises(ValueError, match=r"nearest name is 'conv8'"):
         plan_by_thresholds(vgg, {"conv88": 0.5})
     with pytest.raises(ValueError, match="without channels that can be removed: 'logits'"):

@@ -102,6 +102,29 @@ def test_labels_of_keras_datasets_and_one_hot_ones(digits, tmp_path):
     assert histories[0] == histories[1] == histories[2] and histories[0][-1]["val_accuracy"] > 0.2
 
 
+def test_numbers_of_numpy_and_tuples_resume(digits, tmp_path, capsys):
+    config = dataclasses.replace(CONFIG, seed=np.int64(1), learning_rate=np.float32(0.1))
+    for expected in (4, 0):
+        fit(network(), digits.x_train[:64], digits.y_train[:64], config, directory=tmp_path, identity={"k": ("a", 1)})
+        assert capsys.readouterr().out.count("epoch ") == expected
+
+
+def test_validation_data_are_checked_before_the_training(digits, capsys):
+    images, labels = digits.x_train[:64], digits.y_train[:64]
+    with pytest.raises(ValueError, match=r"equally many.*Received: 64, 1"):
+        fit(network(), images, labels, CONFIG, validation=(images, labels[:1]))
+    assert "epoch" not in capsys.readouterr().out
+
+
+def test_callback_that_ends_the_training_is_refused(digits):
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.stop_training = True
+
+    with pytest.raises(ValueError, match="stop_training in epoch 1: fit trains all epochs"):
+        fit(network(), digits.x_train[:64], digits.y_train[:64], CONFIG, callbacks=[Stop()])
+
+
 def test_divergence_stops_the_training_and_is_not_saved(digits, tmp_path):
     with pytest.raises(FloatingPointError, match=r"epoch 1: training diverged. Lower learning_rate \(now 1e\+30\)"):
         fit(network(), digits.x_train, digits.y_train, TrainingConfig(2, learning_rate=1e30), directory=tmp_path)

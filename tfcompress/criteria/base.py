@@ -31,11 +31,25 @@ class Criterion:
         """
         raise ValueError(f"The criterion {self.name!r} chooses a set for each layer: it has no scores to compare.")
 
+    def checked_scores(self, filters):
+        """What `scores` returns, as float64 (N,).
+
+        Raises:
+            ValueError: that is not one finite number for each filter.
+        """
+        scores = np.asarray(self.scores(filters), float)
+        if scores.shape != (len(filters),) or not np.isfinite(scores).all():
+            raise ValueError(
+                f"The criterion {self.name!r} must return a finite score for each of {len(filters)} filters. Received: "
+                f"shape {scores.shape}" + ("" if np.isfinite(scores).all() else ", NaN or infinity among them")
+            )
+        return scores
+
     def keep(self, filters, count):
         """The indices of the `count` filters to keep, ascending. Ties go to the earlier filter."""
-        order = np.argsort(-np.asarray(self.scores(filters)), kind="stable")
+        order = np.argsort(-self.checked_scores(filters), kind="stable")
         return np.sort(order[:count])
 
     def count(self, filters):
         """How many filters to keep at the criterion's own threshold: (N, d) to an integer in 1..N."""
-        raise NotImplementedError
+        raise NotImplementedError(f"The criterion {self.name!r} has a threshold, but no method count(filters).")

@@ -346,6 +346,11 @@ class ChannelGraph:
                 "channels around it, or teach it with `tfcompress.surgery.register_rule`.",
             )
         outputs = (rule or border)(call, self)
+        if not isinstance(outputs, list | tuple) or len(outputs) != len(call.outputs):
+            raise ValueError(
+                f"The rule of layer {call.name!r} must return a list of {len(call.outputs)} tensors, one for each "
+                f"output. Received: {outputs!r:.80}"
+            )
         if skipped:
             for tensor in outputs:
                 self.freeze(tensor, "skipped")

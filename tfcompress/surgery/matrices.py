@@ -4,6 +4,8 @@ import keras
 import numpy as np
 from keras import layers
 
+from tfcompress.datasets.arrays import as_classes
+from tfcompress.graph import as_inputs, input_structure
 from tfcompress.surgery.rebuild import rebuild
 
 
@@ -42,13 +44,14 @@ def _gammas_of(graph, group, mean):
 def weight_gradient_products(graph, x, y, loss=None, batch_size=32):
     """sum_k w_ik dL/dw_ik of every output channel i of every producer.
 
-    The gradients are those of inference (moving statistics, no dropout). Keras has no call for gradients that works
-    on every backend, but its optimizers receive them.
+    The gradients are those of inference (moving statistics, no dropout, noise or augmentation) and of the loss alone,
+    without regularization. Keras has no call for gradients that works on every backend, but its optimizers receive
+    them.
 
     Args:
         graph: a `ChannelGraph`.
-        x: inputs, an array or a list or dict of arrays.
-        y: targets.
+        x: inputs, as for `tfcompress.recalibrate`.
+        y: targets; for the default loss labels as `tfcompress.training.fit` takes them.
         loss: a Keras loss; by default sparse categorical cross-entropy of logits.
         batch_size: examples per batch.
 
@@ -56,18 +59,22 @@ def weight_gradient_products(graph, x, y, loss=None, batch_size=32):
         {producer: (channels, batches)}.
     """
     model = rebuild(graph, np.ones(len(graph.frozen), bool))
-    for layer in _leaves(model):
-        layer.trainable = not isinstance(layer, layers.BatchNormalization)
-        if hasattr(layer, "rate"):
-            layer.rate = 0.0
+    for layer in model._flatten_layers():
+        layer.trainable = True
+        layer.activity_regularizer = None
+    for variable in model.weights:
+        variable.regularizer = None
+    x = as_inputs(graph.model, x)
+    y = as_classes(y) if loss is None else y
     loss = loss or keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(GradientsAsWeights(), loss, jit_compile=False)
+    inference = _Inference(model)
+    inference.compile(GradientsAsWeights(), loss, jit_compile=False)
     variables = {name: _twin(model, graph, producer) for name, producer in graph.producers.items()}
     weights = model.get_weights()
     products = {name: [] for name in variables}
     for start in range(0, len(y), batch_size):
-        batch = keras.tree.map_structure(lambda array, start=start: array[start : start + batch_size], x)
-        model.train_on_batch(batch, y[start : start + batch_size])
+        batch = [array[start : start + batch_size] for array in x]
+        inference.train_on_batch(batch if len(batch) > 1 else batch[0], y[start : start + batch_size])
         for name, producer in graph.producers.items():
             gradient = keras.ops.convert_to_numpy(variables[name])
             product = gradient * keras.ops.convert_to_numpy(producer.variable)
@@ -75,6 +82,18 @@ def weight_gradient_products(graph, x, y, loss=None, batch_size=32):
             products[name].append(product.sum(axis=others))
         model.set_weights(weights)
     return {name: np.stack(columns, axis=1) for name, columns in products.items()}
+
+
+class _Inference(keras.Model):
+    """A network that works as in inference while it is trained; it takes a list of arrays."""
+
+    def __init__(self, network):
+        super().__init__(name="inference")
+        self.network = network
+
+    def call(self, inputs):
+        structure = input_structure(self.network)
+        return self.network(keras.tree.pack_sequence_as(structure, keras.tree.flatten(inputs)), training=False)
 
 
 class GradientsAsWeights(keras.optimizers.Optimizer):
@@ -85,14 +104,6 @@ class GradientsAsWeights(keras.optimizers.Optimizer):
 
     def update_step(self, gradient, variable, learning_rate):
         self.assign(variable, gradient)
-
-
-def _leaves(model):
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            yield from _leaves(layer)
-        else:
-            yield layer
 
 
 def _twin(model, graph, producer):

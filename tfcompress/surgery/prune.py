@@ -209,8 +209,17 @@ class _Chooser:
             matrix = self.matrices(group, alive if self.criterion.front_to_back else None)
             count = counts[index] if index in counts else self._count_at_threshold(matrix)
             alive[group.classes] = False
-            alive[group.classes[self.criterion.keep(matrix, count)]] = True
+            alive[group.classes[self._keep(matrix, count)]] = True
         return alive
+
+    def _keep(self, matrix, count):
+        kept = np.asarray(self.criterion.keep(matrix, count))
+        if len(np.unique(kept)) != count or not np.all((kept >= 0) & (kept < len(matrix))):
+            raise ValueError(
+                f"The criterion {self.criterion.name!r} must keep {count} different filters of {len(matrix)}. "
+                f"Received: {kept.tolist()}"
+            )
+        return kept
 
     def _count_at_threshold(self, matrix):
         allowed = budget.allowed_counts(len(matrix), self.round_to)
@@ -225,8 +234,15 @@ class _Chooser:
         return alive
 
     def _comparable_scores(self, index):
-        scores = np.asarray(self.criterion.scores(self.matrices(self.graph.groups[index], None)), float)
-        return scores if self.criterion.comparable else scores / max(scores.mean(), 1e-12)
+        scores = self.criterion.checked_scores(self.matrices(self.graph.groups[index], None))
+        if self.criterion.comparable:
+            return scores
+        if scores.min() < 0:
+            raise ValueError(
+                f'With scope="global", scores are divided by the mean of their layer: those of {self.criterion.name!r} '
+                f"must not be negative (or comparable=True). Received: {scores.min():g}"
+            )
+        return scores / max(scores.mean(), 1e-12)
 
 
 def _given(targets, ratios, criterion, scope):

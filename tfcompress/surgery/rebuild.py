@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from tfcompress.graph import clone_uncompiled, is_nested_model
+from tfcompress.graph import clone_uncompiled, is_nested_model, take_statistics
 from tfcompress.surgery.channel_graph import ChannelGraph
 from tfcompress.surgery.plan import classes_kept
 
@@ -41,6 +41,7 @@ def rebuild(graph, alive):
     for old, new in clones.values():
         if not is_nested_model(old):
             _assign(graph, alive, old, new)
+    take_statistics(model)
     _copy_trainable(graph.model, model)
     return model
 
@@ -73,6 +74,11 @@ def _assign(graph, alive, old, new):
         for axis, indices in graph.indices(source, alive).items():
             if len(indices) < value.shape[axis]:
                 value = value.take(indices, axis)
+        if value.shape != tuple(target.shape):
+            raise ValueError(
+                f"The weight {source.name!r} of layer {old.name!r} would be {value.shape} and must be "
+                f"{tuple(target.shape)}: the rule of {type(old).__name__} does not label its axes as its settings say."
+            )
         target.assign(value)
 
 

@@ -1,18 +1,16 @@
 """BatchNorm statistics after surgery: no labels, no gradients, a large gain before fine-tuning."""
 
 import keras
-import numpy as np
 from keras import layers
 
-from tfcompress.datasets.arrays import as_float
-from tfcompress.graph import model_inputs, walk
+from tfcompress.graph import as_inputs, walk
 
 
 def recalibrate(model, x, batch_size=32):
     """Measures the moving statistics of every BatchNormalization anew, in place.
 
-    Each BatchNorm sees the batches as in training, and its statistics become the plain average over them; every
-    other layer works as in inference. BatchNorms that are frozen (`trainable=False`) keep their statistics.
+    Each BatchNorm sees the batches as in training, and its statistics become their average, weighted by
+    size; every other layer works as in inference. BatchNorms that are frozen (`trainable=False`) keep their statistics.
 
     Args:
         model: a Sequential or functional Keras model.
@@ -24,29 +22,29 @@ def recalibrate(model, x, batch_size=32):
         The same model.
 
     Raises:
-        ValueError: if the model is subclassed or there are no examples.
+        ValueError: if the model is subclassed, there are no examples, or not one array for each input.
     """
-    inputs = keras.tree.flatten(x)
-    if not inputs or not len(inputs[0]):
+    inputs = as_inputs(model, x)
+    if not len(inputs[0]):
         raise ValueError("recalibrate needs examples. Received: an empty x")
-    for batch, start in enumerate(range(0, len(inputs[0]), batch_size)):
-        values = [array[start : start + batch_size] for array in inputs]
-        walk(model, _as_inputs(model, values), lambda call, batch=batch: _run(call, batch))
+    for start in range(0, len(inputs[0]), batch_size):
+        values = [
+            keras.ops.convert_to_tensor(array[start : start + batch_size], spec.dtype)
+            for array, spec in zip(inputs, model.inputs)
+        ]
+        momentum = start / (start + len(values[0]))
+        walk(model, values, lambda call, momentum=momentum: _run(call, momentum))
     return model
 
 
-def _as_inputs(model, values):
-    specs = model_inputs(model)
-    values = [as_float(np.asarray(value)) if "float" in spec.dtype else value for value, spec in zip(values, specs)]
-    return [keras.ops.convert_to_tensor(value, spec.dtype) for value, spec in zip(values, specs)]
-
-
-def _run(call, batch):
+def _run(call, momentum):
     layer = call.operation
     if not isinstance(layer, layers.BatchNormalization) or not layer.trainable:
-        return keras.tree.flatten(layer(*call.args, **call.kwargs))
-    momentum, layer.momentum = layer.momentum, batch / (batch + 1)
+        # The call has the layer's own default, which is to be in training for layers of augmentation.
+        inference = {"training": False} if getattr(layer, "_call_has_training_arg", False) else {}
+        return keras.tree.flatten(layer(*call.args, **{**call.kwargs, **inference}))
+    own, layer.momentum = layer.momentum, momentum
     try:
         return [layer(*call.args, **{**call.kwargs, "training": True})]
     finally:
-        layer.momentum = momentum
+        layer.momentum = own

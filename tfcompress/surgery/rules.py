@@ -13,6 +13,7 @@ import keras
 import numpy as np
 from keras import layers
 
+from tfcompress.errors import UnsupportedLayerError
 from tfcompress.surgery.tensor import Tensor
 
 _RULES = {}
@@ -284,8 +285,7 @@ def rescaling(call, graph):
 )
 def spatial(call, graph):
     (x,) = tensors(call)
-    graph.along(x, _channel_axis(call.operation, x))
-    return [x]
+    return [x] if x.ids is None or x.axis == _channel_axis(call.operation, x) else mixing(call, graph)
 
 
 @register_rule(layers.ZeroPadding1D, layers.ZeroPadding2D, layers.ZeroPadding3D)
@@ -561,6 +561,10 @@ def _channel_axis(layer, x):
 @functools.lru_cache(maxsize=256)
 def _behaviour(function):
     """(whether an activation function treats each element on its own, whether it maps zero to zero), by trying it."""
+    if isinstance(function, layers.Layer) and type(function).build is not layers.Layer.build:
+        raise UnsupportedLayerError(
+            function, "has weights and is another layer's activation: make it a layer behind it"
+        )
     a = np.array([[0.0, -1.5, 0.7, 2.0]], "float32")
     b = np.array([[0.0, -1.5, 3.1, -0.2]], "float32")
     fa, fb = (keras.ops.convert_to_numpy(function(keras.ops.convert_to_tensor(x))) for x in (a, b))

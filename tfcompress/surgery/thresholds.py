@@ -32,8 +32,9 @@ def plan_by_thresholds(model, thresholds, *, skip=(), min_kept=MIN_KEPT):
 
     Raises:
         UnsupportedLayerError: for a layer that surgery does not know.
-        ValueError: a threshold is outside [-1, 1] or names a layer that cannot be pruned.
+        ValueError: a threshold is outside [-1, 1] or names a layer that cannot be pruned; min_kept is outside (0, 1].
     """
+    _check_min_kept(min_kept)
     graph = ChannelGraph(model, skip)
     names = [group.name for group in graph.groups]
     layers = [name for name, _ in graph.layers.values()]
@@ -82,6 +83,7 @@ def solve_thresholds(model, *, params_reduction, macs_reduction, skip=(), min_ke
     targets = np.array([params_reduction, macs_reduction])
     if not np.all((targets > 0) & (targets < 1)):
         raise ValueError(f"params_reduction and macs_reduction must be in (0, 1). Received: {targets.tolist()}")
+    _check_min_kept(min_kept)
     graph = ChannelGraph(model, skip)
     alive, _ = _front_to_back(graph, lambda index, layer: -1.0, min_kept)
     most = _cuts(graph, alive)
@@ -109,6 +111,11 @@ def solve_thresholds(model, *, params_reduction, macs_reduction, skip=(), min_ke
             f"{cuts[0]:.1%} and {cuts[1]:.1%} were found. Ask for a little more."
         )
     return thresholds
+
+
+def _check_min_kept(min_kept):
+    if not 0 < min_kept <= 1:
+        raise ValueError(f"min_kept must be in (0, 1]. Received: {min_kept}")
 
 
 class _Layer(NamedTuple):

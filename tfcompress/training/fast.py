@@ -5,7 +5,7 @@ import functools
 
 import keras
 
-from tfcompress.graph import clone_uncompiled
+from tfcompress.graph import clone_uncompiled, copy_weights
 
 _DEPTHWISE = (keras.layers.DepthwiseConv2D, keras.layers.SeparableConv2D)
 
@@ -51,7 +51,7 @@ def training_clone(model, precision="float32"):
         return cls.from_config(config)
 
     clone = clone_uncompiled(model, clone_function=fast_layer, recursive=True)
-    clone.set_weights(model.get_weights())
+    copy_weights(model, clone)
     try:
         yield clone
     finally:

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import dataclasses
+import json
 import sys
 import time
 import zlib
@@ -55,7 +56,8 @@ def fit(
         teacher: a model whose softened logits on the same augmented images are learned too (Hinton et al. 2015,
             "Distilling the knowledge in a neural network"), a `CachedTeacher`, or None.
         directory: where `checkpoint.npz` and `history.csv` go; None keeps nothing.
-        callbacks: Keras callbacks of the model's own framework.
+        callbacks: Keras callbacks of the model's own framework. Each epoch is a `fit` of its own without validation:
+            what a callback remembers must survive `on_train_begin`, and none can end the training.
         identity: what else makes this training another one, a dict for JSON: the settings of the callbacks, say.
 
     Returns:
@@ -63,7 +65,8 @@ def fit(
         and seconds.
 
     Raises:
-        ValueError: images, labels and model do not fit together, or model or teacher end in a softmax.
+        ValueError: images, labels and model do not fit together, model or teacher end in a softmax, or a callback
+            asks for the end of the training.
         FloatingPointError: the loss became infinite or NaN; that epoch leaves no checkpoint.
         CheckpointError: the directory holds a damaged checkpoint, or one of another training.
     """
@@ -76,8 +79,12 @@ def fit(
     check_logits(model)
     if teacher is not None:
         check_logits(teacher.model if isinstance(teacher, CachedTeacher) else teacher, "the teacher")
+    if validation:
+        check_data(model, validation[0], as_classes(validation[1]))
     _report_frozen(model)
     identity = {**_identity(model, images, labels, config, teacher), **(identity or {})}
+    # As it will be read back; hyperparameters may be NumPy's numbers.
+    identity = json.loads(json.dumps(identity, default=lambda value: value.item()))
     path = Path(directory) / "checkpoint.npz" if directory else None
     steps = -(-len(images) // config.batch_size)
     with (
@@ -91,6 +98,11 @@ def fit(
         history = _restore(trained, path, identity) if path else []
         for epoch in range(len(history), config.epochs):
             row = _train_epoch(trained, images, labels, classes, config, epoch, ask, callbacks)
+            if getattr(trained, "stop_training", False):
+                raise ValueError(
+                    f"A callback set stop_training in epoch {epoch + 1}: fit trains all epochs, as the learning rate "
+                    "falls until the last one. Choose fewer epochs instead"
+                )
             row["learning_rate"] = float(rates[(epoch + 1) * steps - 1])
             row["val_accuracy"] = accuracy(trained, *validation) if validation else None
             history.append(row)

@@ -18,7 +18,8 @@ class SoftPruning(keras.callbacks.Callback):
     He et al. 2018, "Soft filter pruning for accelerating deep convolutional neural networks", algorithm 1. Beyond the
     paper, the offsets and means of the BatchNorms (and biases of depthwise convolutions) that its channel passes become
     zero too, so that the network in which the last epoch leaves the zeros computes what
-    `apply_plan(model, callback.plan)` computes without them.
+    `apply_plan(model, callback.plan)` computes without them (behind an activation that does not map 0 to 0, only where
+    no BatchNorm follows: a zero in its scale would keep the filter from coming back).
 
     Args:
         model: the Keras model that `fit` trains.
