@@ -1,6 +1,5 @@
 """Plots: accuracy against bytes, MACs and sparsity; weights, filters and channels before and after."""
 
-import dataclasses
 import json
 import pathlib
 
@@ -13,6 +12,7 @@ from tfcompress.reporting.summary import BASELINE, METRICS, summarize
 
 SIZES = {"tflite_bytes": ("o", "raw"), "gzip_bytes": ("s", "gzip -9")}
 ROUTES = {"unpruned": "D", "sparse": "o", "narrower": "s"}
+PUBLISHED = "*PX^vp"
 
 
 def write_plots(results):
@@ -77,43 +77,39 @@ def _accuracies(summary):
 def _accuracy_against_bytes(summary):
     figure, axes = _figure(summary, "size", "top-1 of the file (%)")
     for metric, (marker, label) in SIZES.items():
-        _points(axes, summary, metric, label, marker)
-    for name, size, accuracy in _published_sizes(summary):
-        axes.plot(size, accuracy, "*", markersize=12, label=name)
+        _points(axes, summary, metric, lambda variant, marker=marker: marker)
+        axes.plot([], [], marker, color="grey", label=label)
     _log_scale(axes, "B")
-    _name_points(axes, summary, "gzip_bytes")
-    axes.legend(fontsize=8)
+    _legend(axes, _published_sizes(summary))
     return figure
 
 
 def _sparsity_against_accuracy(summary):
     figure, axes = _figure(summary, "sparsity (%)", "top-1 of the file (%)")
-    _points(axes, summary, "sparsity", "ours", "o")
-    _name_points(axes, summary, "sparsity")
+    _points(axes, summary, "sparsity", lambda variant: "o")
+    _legend(axes)
     return figure
 
 
 def _accuracy_against_cut(summary, metric):
     """Ours at the real cut and, hollow, at the cut as papers count it; published points as they count it."""
     figure, axes = _figure(summary, f"{METRICS[metric].label} (%)", "top-1 of the file (%)")
-    papers, title = f"{metric}_papers", None
+    cut = {name: spreads for name, spreads in summary.variants.items() if metric in spreads and spreads[metric].mean}
+    _points(axes, summary, metric, lambda variant: "o" if variant in cut else None)
+    papers = f"{metric}_papers"
+    counted = [name for name, spreads in cut.items() if papers in spreads]
+    if counted:
+        _points(axes, summary, papers, lambda variant: "o" if variant in counted else None, fillstyle="none")
+        axes.plot([], [], "o", color="grey", fillstyle="none", label="as papers count")
     baseline = summary.variants[BASELINE]["top1_tflite"].mean
     axes.axhline(baseline, color="grey", linewidth=0.8, linestyle=":", label="unpruned float")
-    for i, (variant, spreads) in enumerate(summary.variants.items()):
-        if metric not in spreads or spreads[metric].mean == 0:
-            continue
-        height, color = spreads["top1_tflite"], f"C{i % 10}"
-        axes.errorbar(spreads[metric].mean, height.mean, height.deviation or 0, fmt="o", color=color, label=variant)
-        if papers in spreads:
-            axes.plot(spreads[papers].mean, height.mean, "o", color=color, fillstyle="none")
-            title = "hollow: as papers count"
+    stars = []
     for point in _published(summary):
         values = {figure.metric: figure.published for figure in point.figures if figure.published is not None}
-        cut = values.get(papers, values.get(metric))
-        if cut and "drop" in values:
-            axes.plot(cut, baseline - values["drop"], "*", markersize=12, label=f"{point.name} (published drop)")
-    axes.legend(fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5), title=title, title_fontsize=7)
-    figure.set_size_inches(10, 4.5)
+        place = values.get(papers, values.get(metric))
+        if place and "drop" in values:
+            stars.append((f"{point.name} (published drop)", place, baseline - values["drop"]))
+    _legend(axes, stars)
     return figure
 
 
@@ -125,15 +121,13 @@ def _routes(summary):
     panels = dict(zip(("tflite_bytes", "latency_ms"), figure.subplots(1, 2, sharey=True)))
     for (metric, axes), (label, unit) in zip(panels.items(), (("raw", "B"), ("latency", "ms"))):
         _describe(axes, summary, f"{label} ({unit})", "top-1 of the file (%)")
-        for route, marker in ROUTES.items():
-            chosen = {name: spreads for name, spreads in summary.variants.items() if _route(spreads) == route}
-            _points(axes, dataclasses.replace(summary, variants=chosen), metric, route, marker)
+        _points(axes, summary, metric, lambda variant: ROUTES[_route(summary.variants[variant])])
         _log_scale(axes, unit)
-    for name, size, accuracy in _published_sizes(summary):
-        panels["tflite_bytes"].plot(size, accuracy, "*", markersize=12, label=name)
-    panels["tflite_bytes"].legend(fontsize=8)
-    for metric, axes in panels.items():
-        _name_points(axes, summary, metric)
+    for route, marker in ROUTES.items():
+        axes.plot([], [], marker, color="grey", label=route)
+    published = list(_published_sizes(summary))
+    _star(panels["tflite_bytes"], published)
+    _legend(axes, [(name, [], []) for name, _, _ in published])
     return figure
 
 
@@ -194,7 +188,9 @@ def _channels(summary, plans):
     axes.stairs(list(widths.values()), fill=True, alpha=0.25, color="grey", label="before")
     for kept, (variant, _) in lines.items():
         axes.stairs(kept, label=variant)
-    axes.set(title=f"{summary.experiment}, {summary.profile}: channels per layer", ylabel="channels", yscale="log")
+    axes.set(title=f"{summary.experiment}, {summary.profile}: channels per layer", ylabel="channels")
+    axes.set_yscale("log", base=2)
+    axes.yaxis.set_major_formatter("{x:g}")
     step = -(-len(widths) // 40)
     axes.set_xticks([i + 0.5 for i in range(0, len(widths), step)], list(widths)[::step], rotation=90, fontsize=6)
     axes.legend(fontsize=6)
@@ -219,7 +215,7 @@ def _weights(summary, histograms):
 def _figure(summary, x_label, y_label):
     import matplotlib.figure
 
-    figure = matplotlib.figure.Figure((7, 4.5), layout="constrained")
+    figure = matplotlib.figure.Figure((9, 4.5), layout="constrained")
     axes = figure.add_subplot()
     _describe(axes, summary, x_label, y_label)
     return figure, axes
@@ -233,55 +229,41 @@ def _describe(axes, summary, x_label, y_label):
 
 
 def _log_scale(axes, unit):
-    """A logarithmic x axis in B or ms with its numbers written out, and room at the right for the last name."""
+    """A logarithmic x axis in B or ms with its numbers written out."""
     import matplotlib.ticker
 
     axes.set_xscale("log")
-    axes.margins(x=0.12)
     axes.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(unit) if unit == "B" else "{x:g}")
     axes.xaxis.set_minor_formatter("")
 
 
-def _points(axes, summary, metric, label, marker):
-    spreads = summary.variants.values()
-    axes.errorbar(
-        [spread[metric].mean for spread in spreads],
-        [spread["top1_tflite"].mean for spread in spreads],
-        [spread["top1_tflite"].deviation or 0 for spread in spreads],
-        fmt=marker,
-        label=label,
-    )
+def _points(axes, summary, metric, marker, **style):
+    """The variants in the color of their row; `marker` gives a variant's marker, or None to leave it out."""
+    import matplotlib
+
+    colors = matplotlib.colormaps["tab10" if len(summary.variants) <= 10 else "tab20"].colors
+    labelled = axes.get_legend_handles_labels()[1]
+    for i, (variant, spreads) in enumerate(summary.variants.items()):
+        if marker(variant) is None:
+            continue
+        accuracy = spreads["top1_tflite"]
+        label = None if variant in labelled else variant
+        style_of_variant = {"color": colors[i % len(colors)], "label": label, **style}
+        axes.errorbar(
+            spreads[metric].mean, accuracy.mean, accuracy.deviation or 0, fmt=marker(variant), **style_of_variant
+        )
 
 
-def _name_points(axes, summary, metric):
-    """Names the points from the highest down; a name that would touch another moves down or, after four, goes."""
-    points = [
-        (spreads[metric].mean, spreads["top1_tflite"].mean, variant) for variant, spreads in summary.variants.items()
-    ]
-    axes.figure.draw_without_rendering()  # Places the axes: the distances below are in pixels.
-    tilt, step = np.deg2rad(35), 16
-    along, across = np.array([np.cos(tilt), -np.sin(tilt)]), np.array([np.sin(tilt), np.cos(tilt)])
-    named = []
-    for x, y, variant in sorted(points, key=lambda point: -point[1]):
-        point = axes.transData.transform((x, y))
-        for down in range(4):
-            place = point - (0, down * step)
-            if not any(abs((place - other) @ along) < 120 and abs((place - other) @ across) < 12 for other in named):
-                named.append(place)
-                offset = (4, -4 - down * step * 72 / axes.figure.dpi)
-                line = {"arrowstyle": "-", "linewidth": 0.4, "color": "grey", "relpos": (0, 1)} if down else None
-                axes.annotate(
-                    variant,
-                    (x, y),
-                    offset,
-                    textcoords="offset points",
-                    fontsize=7,
-                    rotation=-35,
-                    va="top",
-                    arrowprops=line,
-                )
-                break
+def _legend(axes, published=()):
+    """Everything named at the right of the axes, published points (name, x, y) drawn and named last."""
+    _star(axes, published)
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+
+
+def _star(axes, published):
+    for i, (name, x, y) in enumerate(published):
+        axes.plot(x, y, PUBLISHED[i % len(PUBLISHED)], markersize=10, color="black", alpha=0.7, label=name)
 
 
 def _published_sizes(summary):
