@@ -60,7 +60,8 @@ reproduce-mobilenet: $(READY)  ## MobileNet on CIFAR-10, then 224x224 (IMAGENET_
 		$(BIN)/python -m experiments.mobilenet --profile=$(PROFILE) --seed=$$seed $(ARGS) || exit $$?; \
 	done
 	@$(BIN)/python -m experiments.mobilenet --profile=$(PROFILE) --setting=imagenet \
-		$(if $(IMAGENET_DIR),--imagenet_weights="$(IMAGENET_WEIGHTS)" --imagenet_dir="$(IMAGENET_DIR)")
+		$(if $(IMAGENET_WEIGHTS),--imagenet_weights="$(IMAGENET_WEIGHTS)") \
+		$(if $(IMAGENET_DIR),--imagenet_dir="$(IMAGENET_DIR)")
 	@$(MAKE) --no-print-directory plots tables
 
 reproduce-recipes: MODEL = mnist_convnet
@@ -82,6 +83,6 @@ bench: $(READY)  ## time training, the command, surgery and pruned int8 files (r
 	$(BIN)/python -m experiments.bench_surgery
 	$(BIN)/python -m experiments.bench_latency
 
-clean:  ## remove .venv, caches and unfinished runs (asks nothing; results/ stays)
+clean:  ## remove .venv, caches and all of runs/, VGG16's baseline too (asks nothing; results/ stays)
 	rm -rf .venv runs .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

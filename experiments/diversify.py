@@ -35,7 +35,7 @@ import numpy as np
 
 from experiments import filters, measure, runner
 from experiments.resnet import streams
-from experiments.runner import load_split, option
+from experiments.runner import load_split, option, or_exit
 
 # (parameters, MACs) cut of the published points, and of ours for networks whose points the abstract does not give.
 POINTS = {
@@ -151,7 +151,7 @@ def run(task):
     dataset, split = load_split(task, config.dataset, config.held_out, config.train_images, rgb=True)
     task.experiment = experiment(config.model, dataset)
     build = functools.partial(network, config.model, int(split.test[1].max()) + 1)
-    check_thresholds(config, build())
+    check_thresholds(config, or_exit(build))
     unpruned = filters.baseline(task, build, split, config.baseline, ship=config.model != "vgg16")
     variants = [measure.export(task, "float32", unpruned, unpruned, "float32")]
     networks, plans = {"float32": unpruned}, {}

@@ -6,7 +6,7 @@ import json
 import numpy as np
 
 from experiments import measure
-from experiments.runner import option, write_json
+from experiments.runner import option, or_exit, write_json
 from tfcompress.files import replacing, save_model, write_text
 
 # In the names of variants: 01 to 99.
@@ -68,22 +68,30 @@ def baseline(task, build, split, start="", ship=True):
     """
     import keras
 
+    from tfcompress.training.checkpoint import digest
+
+    keras.utils.set_random_seed(task.config.baseline_seed)
+    model = or_exit(build)
+    if start:
+        print(f"\n== baseline: weights of {start}", flush=True)
+        load_weights(model, start)
+    else:
+        _train_or_load(task, model, split, ship)
+    task.baseline = digest(model.get_weights())[:16]
+    return model
+
+
+def _train_or_load(task, model, split, ship):
     from tfcompress.training import TrainingConfig, accuracy, fit
 
     config = task.config
     shipped = task.results / task.experiment / f"baseline-{task.profile}-seed{config.baseline_seed}.npz"
-    keras.utils.set_random_seed(config.baseline_seed)
-    model = build()
-    if start:
-        print(f"\n== baseline: weights of {start}", flush=True)
-        _load(model, start)
-        return model
     if shipped.exists() and not config.train_baseline:
         print(f"\n== baseline: weights of {shipped} (--train_baseline trains them again)", flush=True)
-        notes = _load(model, shipped)
+        notes = load_weights(model, shipped)
         task.seconds["baseline"] = _seconds(notes["history"])
         _check_training(shipped, notes, config)
-        return model
+        return
     training = TrainingConfig(
         epochs=config.baseline_epochs,
         learning_rate=0.1,
@@ -115,7 +123,6 @@ def baseline(task, build, split, start="", ship=True):
     elif not (directory / "baseline.keras").exists():
         save_model(model, directory / "baseline.keras")
         write_json(shipped.with_suffix(".json"), notes)
-    return model
 
 
 def prune_and_finetune(task, name, unpruned, split, criterion, distill=True, soft=False, training=None, **budget):
@@ -135,12 +142,14 @@ def prune_and_finetune(task, name, unpruned, split, criterion, distill=True, sof
     Returns:
         The network and its `PruningPlan`.
     """
-    from tfcompress import apply_plan, recalibrate
+    from tfcompress import apply_plan, criteria, recalibrate
     from tfcompress.graph import clone_uncompiled, copy_weights
     from tfcompress.training import SoftPruning, fit
 
     arguments = {"validation": split.validation, "teacher": cached(task, unpruned) if distill else None}
     images = split.train[0][:1024].astype("float32") / 255
+    if isinstance(criteria.get(criterion), criteria.Random):
+        criterion = criteria.Random(task.seed)
     with task.stage(name) as directory:
         if soft:
             model = clone_uncompiled(unpruned)
@@ -266,7 +275,7 @@ def _check_training(path, notes, config):
     )
 
 
-def _load(model, path):
+def load_weights(model, path):
     """Copies the weights of a file into a network, or says that they are those of another one; returns its notes."""
     from tfcompress.models import load_model
 
@@ -276,7 +285,9 @@ def _load(model, path):
         model.set_weights(load_model(path).get_weights())
         return {}
     except (OSError, ValueError) as error:
-        raise SystemExit(f"{path} is no baseline of {model.name}: {error}") from error
+        raise SystemExit(
+            f"{path} is no baseline of this {model.name}: {error}. Another folder of --results takes one of its own"
+        ) from error
 
 
 def _load_float16(model, path):

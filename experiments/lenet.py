@@ -34,6 +34,8 @@ class Config:
     small_qat_epochs: int = option(5, "epochs of its quantization-aware training")
 
     def __post_init__(self):
+        if not all(0 < sparsity < 1 for sparsity in self.sparsities):
+            raise ValueError(f"sparsities must be fractions between 0 and 1. Received: {self.sparsities}")
         if len(self.sparse_epochs) != len(self.sparsities) or tuple(sorted(self.sparsities)) != self.sparsities:
             raise ValueError(
                 "sparsities must increase, and sparse_epochs give one number for each. "

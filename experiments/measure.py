@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import re
 import sys
 
 from experiments.runner import write_json
@@ -71,13 +72,10 @@ def record(task, dataset, split, variants, select, top5=False):
         The selected row, or None.
     """
     from tfcompress import benchmark_interleaved
-    from tfcompress.reporting import environment
 
     print("\n== measure", flush=True)
     before = earlier(task)
-    rows = {row.variant: row for row in before.rows} if before else {}
-    if before and before.environment["cpu"] != environment()["cpu"]:
-        rows = {name: dataclasses.replace(row, latency_ms=None) for name, row in rows.items()}
+    rows = rows_of(before)
     files = {name: task.result_directory / row.tflite for name, row in rows.items() if row.tflite}
     files |= {variant.name: variant.file.path for variant in variants}
     latencies = dict(zip(files, benchmark_interleaved(list(files.values()))))
@@ -104,11 +102,23 @@ def earlier(task):
     """The record that this run adds to, or None: an earlier one of this configuration, where only some variants run."""
     from tfcompress.reporting import environment
 
-    before = _recorded(task) if getattr(task.config, "variants", ()) else None
+    if not getattr(task.config, "variants", ()) and not getattr(task.config, "recipes", ()):
+        return None
+    before = _recorded(task)
     if before and _versions(before.environment) != _versions(environment()):
         print("The record was written by other versions: this run replaces all of it.", file=sys.stderr)
         return None
     return before
+
+
+def rows_of(before):
+    """{variant: row} of the record that a run adds to, or of None; latencies of another processor are left out."""
+    from tfcompress.reporting import environment
+
+    rows = {row.variant: row for row in before.rows} if before else {}
+    if before and before.environment["cpu"] != environment()["cpu"]:
+        rows = {name: dataclasses.replace(row, latency_ms=None) for name, row in rows.items()}
+    return rows
 
 
 def _versions(environment):
@@ -136,12 +146,26 @@ def _recorded(task):
     from tfcompress.reporting import read_record
 
     path = task.result_directory / "record.json"
-    stored = read_record(path) if path.exists() else None
-    return stored if stored and stored.config == json.loads(json.dumps(task.identity)) else None
+    if not path.exists():
+        return None
+    stored = read_record(path)
+    now = _configuration(task)
+    # What a record does not name could not be chosen yet, and its baseline was not noted.
+    absent = {**{field.name: field.default for field in dataclasses.fields(task.config)}, "baseline": task.baseline}
+    before = {**{name: absent[name] for name in now}, **stored.config}
+    now, before = (json.loads(json.dumps(config)) for config in (now, before))
+    others = [f"{name} {before[name]}, now {now.get(name)}" for name in before if before[name] != now.get(name)]
+    if others:
+        print(f"{path} is of another configuration ({'; '.join(others)}): this run replaces it.", file=sys.stderr)
+    return None if others else stored
+
+
+def _configuration(task):
+    return {**task.identity, **({"baseline": task.baseline} if task.baseline else {})}
 
 
 def write(task, dataset, rows, before=None):
-    """Writes the record of a run with these rows.
+    """Writes the record of a run with these rows, and removes files of variants that it does not hold.
 
     Args:
         task: the `Run`.
@@ -151,19 +175,43 @@ def write(task, dataset, rows, before=None):
     """
     from tfcompress.reporting import Record, environment, write_record
 
-    commands = before.command.split(" && ") if before else []
     record = Record(
         experiment=task.experiment,
         dataset=dataset,
         profile=task.profile,
         seed=task.seed,
-        command=" && ".join(dict.fromkeys([*commands, task.command])),
-        config=task.identity,
+        command=_both(before.command, task.command) if before else task.command,
+        config=_configuration(task),
         environment=environment(),
         seconds={**(before.seconds if before else {}), **task.seconds},
         rows=tuple(rows),
     )
     print(f"written: {write_record(record, task.result_directory)}")
+    names = {row.variant for row in rows}
+    names |= {name.removesuffix("-int8-qat") for name in names}
+    for path in task.result_directory.iterdir():
+        name = re.sub(r"\.(plan\.json|layers\.csv|keras|tflite)$", "", path.name)
+        if name != path.name and name not in names:
+            path.unlink()
+
+
+def _both(before, now):
+    """One command line for two runs that name their variants; else both, one behind the other."""
+    *others, last = before.split(" && ")
+    words, named = zip(*map(_split, (last, now)))
+    if not named[0] or named[0].keys() != named[1].keys():
+        return " && ".join(dict.fromkeys([*others, last, now]))
+    lists = [f"{flag}={','.join(dict.fromkeys(named[0][flag] + named[1][flag]))}" for flag in named[0]]
+    return " && ".join([*others, " ".join([*dict.fromkeys(words[0] + words[1]), *lists])])
+
+
+def _split(command):
+    """The words of a command, and its flags that name what is trained: {flag: names}."""
+    words = command.split()
+    lists = [word for word in words if re.match("--(variants|recipes|quantized)=", word)]
+    return [word for word in words if word not in lists], {
+        flag: names.split(",") for flag, names in (word.split("=") for word in lists)
+    }
 
 
 def _row(variant, split, top5):

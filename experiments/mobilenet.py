@@ -226,13 +226,13 @@ def compress(task, unpruned, split, so_far=lambda variants: None):
         List of `Variant`.
     """
     config = task.config
-    noise = _signal_to_noise_so_far(task)
+    noise = _SignalToNoise(task, split)
     quantizing = _adapted(task, filters.quantizing(task))
     variants = [
         measure.export(task, "float32", unpruned, unpruned, "float32"),
         measure.export(task, "int8-ptq", unpruned, unpruned, "int8", split),
     ]
-    sources = [unpruned, unpruned]
+    noise.write(variants[-1], unpruned)
     for name in config.variants or VARIANTS[config.setting]:
         so_far(variants)
         criterion, budget = parse(name)
@@ -247,9 +247,7 @@ def compress(task, unpruned, split, so_far=lambda variants: None):
                 task, name, unpruned, split, criterion, training=training, round_to=config.round_to, **budget
             )
         variants.append(filters.quantize(task, name, network, unpruned, split, quantizing, sparse))
-        sources.append(network)
-    if split.validation:
-        _write_signal_to_noise(task, noise, variants[1:], sources[1:], split.validation[0][:64])
+        noise.write(variants[-1], network)
     return variants
 
 
@@ -278,29 +276,32 @@ def _adapted(task, training):
     )
 
 
-def _signal_to_noise_so_far(task):
-    """{variant: {layer: signal-to-noise ratio in dB}} of the variants in the record that this run adds to."""
-    path, columns = task.result_directory / SIGNAL_TO_NOISE, {}
-    if measure.earlier(task) and path.exists():
-        with open(path, newline="") as file:
-            for row in csv.DictReader(file):
-                layer = row.pop("layer")
-                for name, snr in row.items():
-                    columns.setdefault(name, {})[layer] = snr
-    return columns
+class _SignalToNoise:
+    """The table of how far, in dB, every int8 file is from its float network, layer by layer, on held-out images."""
 
+    def __init__(self, task, split):
+        self.task, self.images = task, split.validation[0][:64] if split.validation else None
+        self.columns = {}
+        path = task.result_directory / SIGNAL_TO_NOISE
+        if measure.earlier(task) and path.exists():
+            with open(path, newline="") as file:
+                for row in csv.DictReader(file):
+                    layer = row.pop("layer")
+                    for name, snr in row.items():
+                        self.columns.setdefault(name, {})[layer] = snr
 
-def _write_signal_to_noise(task, columns, variants, sources, images):
-    """Writes a row for each layer, with the noise of every int8 file against the float network it was made of."""
-    from tfcompress import compare
+    def write(self, variant, source):
+        """Adds a variant made of a float network, and writes the table."""
+        from tfcompress import compare
 
-    for variant, source in zip(variants, sources):
-        layers = compare(source, variant.file.path, images).layers
-        columns[variant.name] = {layer.name: f"{layer.snr:.1f}" for layer in layers}
-    rows = [["layer", *columns]]
-    for layer in columns["int8-ptq"]:
-        rows.append([layer, *(column.get(layer, "") for column in columns.values())])
-    task.publish_text(SIGNAL_TO_NOISE, "".join(",".join(row) + "\n" for row in rows))
+        if self.images is None:
+            return
+        layers = compare(source, variant.file.path, self.images).layers
+        self.columns[variant.name] = {layer.name: f"{layer.snr:.1f}" for layer in layers}
+        rows = [["layer", *self.columns]]
+        for layer in self.columns["int8-ptq"]:
+            rows.append([layer, *(column.get(layer, "") for column in self.columns.values())])
+        self.task.publish_text(SIGNAL_TO_NOISE, "".join(",".join(row) + "\n" for row in rows))
 
 
 def select(rows):

@@ -15,6 +15,7 @@ import dataclasses
 from experiments import filters, measure, runner
 from experiments.runner import load_split, option
 
+RECIPES = ("small", "fast", "safe")
 DATASETS = {
     "mnist_convnet": "mnist",
     "resnet20": "cifar10",
@@ -34,12 +35,19 @@ class Config:
     dataset: str = option("", "data set; without it mnist for mnist_convnet and cifar10 for the others")
     train_images: int = option(0, "train on so many images only; 0 means all")
     epochs: int = option(12, "epochs of the model before compression")
-    recipes: tuple = option(("small", "fast", "safe"), "recipes to apply", identity=False)
+    recipes: tuple = option(RECIPES, "recipes to apply", identity=False)
     bfloat16: bool = option(False, "whether the model is trained, and fine-tuned by the recipes, in bfloat16")
 
     def __post_init__(self):
         if self.model not in DATASETS:
             raise ValueError(f"model must be one of {', '.join(DATASETS)}. Received: {self.model!r}")
+        if self.model == "resnet20" and (self.train_images or self.dataset not in ("", "cifar10")):
+            raise ValueError(
+                "resnet20 was trained on all of CIFAR-10 and is compressed on it only (--profile=full). Received: "
+                f"dataset={self.dataset!r}, train_images={self.train_images}"
+            )
+        if not self.recipes or set(self.recipes) - set(RECIPES):
+            raise ValueError(f"recipes must be among {', '.join(RECIPES)}. Received: {', '.join(self.recipes)}")
 
 
 PROFILES = {
@@ -64,7 +72,8 @@ def run(task):
     if scaling == "0-255":
         parts = [(x.astype("float32"), y) for x, y in parts]
     data = UserData(*parts, tuple(str(i) for i in range(10)), scaling, dataset)
-    model = _resnet20(task, split) if config.model == "resnet20" else _trained(task, data)
+    model = _resnet20(task, dataset) if config.model == "resnet20" else _trained(task, data)
+    before = measure.earlier(task)
     summaries, files = {}, []
     for recipe in config.recipes:
         with task.stage(recipe) as directory:
@@ -79,16 +88,24 @@ def run(task):
     rows = [_row("float32", summaries[config.recipes[0]], 0, latencies[0])]
     for (recipe, summary), latency in zip(summaries.items(), latencies[1:]):
         rows.append(_row(f"{recipe}-int8-qat", summary, -1, latency))
-    measure.write(task, dataset, rows)
+    rows = {**measure.rows_of(before), **{row.variant: row for row in rows}}
+    measure.write(task, dataset, list(rows.values()), before)
     task.close()
 
 
-def _resnet20(task, split):
-    """The baseline of `experiments.resnet`, or one trained here if there is none."""
+def _resnet20(task, dataset):
+    """The baseline of `experiments.resnet`."""
     from tfcompress.models import resnet
 
-    task = dataclasses.replace(task, experiment="resnet20", profile="full", config=filters.Config("resnet20"))
-    return filters.baseline(task, lambda: resnet(20, 10), split)
+    path = task.results / "resnet20" / "baseline-full-seed0.npz"
+    if dataset != "cifar10" or not path.exists():
+        raise SystemExit(
+            f"resnet20 needs CIFAR-10 and {path}, which `python -m experiments.resnet --model=resnet20 --profile=full` "
+            f"writes. Received: {dataset}, " + ("the file" if path.exists() else "no file")
+        )
+    model = resnet(20, 10)
+    filters.load_weights(model, path)
+    return model
 
 
 def _trained(task, data):

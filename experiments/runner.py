@@ -38,6 +38,9 @@ def main(name, profiles, run):
     flags.DEFINE_string("results", "results", "where the record, the .tflite files and the curves go")
     for field in dataclasses.fields(config_type):
         _define(field)
+    # So that --help lists them, not only --helpfull.
+    for flag in ("profile", "seed", "workdir", "results", *(field.name for field in dataclasses.fields(config_type))):
+        FLAGS.register_key_flag_for_module(sys.argv[0], FLAGS[flag])
 
     def start(argv):
         if len(argv) > 1:
@@ -45,7 +48,7 @@ def main(name, profiles, run):
         given = [field.name for field in dataclasses.fields(config_type) if FLAGS[field.name].present]
         config = _override(profiles[FLAGS.profile], given)
         command = f"python -m experiments.{name} --profile={FLAGS.profile} --seed={FLAGS.seed}"
-        command += "".join(f" {FLAGS[key].serialize()}" for key in given)
+        command += "".join(f" {_shown(FLAGS[key])}" for key in given)
         run(Run(name, FLAGS.profile, FLAGS.seed, config, command, Path(FLAGS.workdir), Path(FLAGS.results)))
 
     try:
@@ -57,13 +60,28 @@ def main(name, profiles, run):
 def _override(config, names):
     """The configuration with the values of the named flags; a tuple's numbers keep the type of the default's."""
     values = {name: FLAGS[name].value for name in names}
-    for name, value in values.items():
-        if isinstance(value, list):
-            values[name] = tuple(map(type((getattr(config, name) or ("",))[0]), value))
     try:
+        for name, value in values.items():
+            if isinstance(value, list):
+                values[name] = tuple(map(type((getattr(config, name) or ("",))[0]), value))
         return dataclasses.replace(config, **values)
     except ValueError as error:
         raise app.UsageError(str(error)) from error
+
+
+def or_exit(function, *arguments):
+    """The value of a function that a flag was for; its ValueError ends the program without a traceback."""
+    try:
+        return function(*arguments)
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
+
+
+def _shown(flag):
+    """A flag as the record shows it: of a file elsewhere on this machine only the name."""
+    if isinstance(flag.value, str) and Path(flag.value).is_absolute():
+        return f"--{flag.name}={Path(flag.value).name}"
+    return flag.serialize()
 
 
 def _define(field):
@@ -91,6 +109,7 @@ class Run:
         results: folder of all results.
         seconds: {stage: wall-clock seconds}, kept over interruptions.
         notices: what must be said again at the end.
+        baseline: digest of the weights that everything else starts from, once they are there.
     """
 
     experiment: str
@@ -102,6 +121,7 @@ class Run:
     results: Path
     seconds: dict = dataclasses.field(default_factory=dict)
     notices: list = dataclasses.field(default_factory=list)
+    baseline: str = ""
 
     @property
     def identity(self):
@@ -195,7 +215,7 @@ def load_split(task, name, held_out, train_images=0, rgb=False):
     from tfcompress import datasets
 
     try:
-        data = datasets.load(name)
+        data = or_exit(datasets.load, name)
     except datasets.DatasetError as error:
         data = datasets.load("digits")
         notice = f"{error}.\nRUNNING ON scikit-learn's digits INSTEAD: not comparable with the published numbers."

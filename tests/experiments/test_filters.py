@@ -7,6 +7,8 @@ import pytest
 
 from experiments import filters
 from experiments.mobilenet import PROFILES
+from experiments.runner import Run, Split
+from tfcompress.criteria import Random
 from tfcompress.models import resnet
 
 
@@ -25,9 +27,25 @@ def test_shipped_baseline_of_other_images_is_refused():
 
 def test_weights_of_another_width_are_refused(tmp_path):
     filters._save_float16(resnet(8), tmp_path / "b.npz", {})
-    assert filters._load(resnet(8), tmp_path / "b.npz") == {}
-    with pytest.raises(SystemExit, match=r"b\.npz is no baseline of resnet14"):
-        filters._load(resnet(14), tmp_path / "b.npz")
+    assert filters.load_weights(resnet(8), tmp_path / "b.npz") == {}
+    with pytest.raises(SystemExit, match=r"b\.npz is no baseline of this resnet14"):
+        filters.load_weights(resnet(14), tmp_path / "b.npz")
+
+
+def test_random_filters_differ_with_the_seed(tmp_path, monkeypatch):
+    drawn = []
+
+    def pruned(unpruned, criterion, *_):
+        drawn.append(criterion.seed)
+        raise InterruptedError
+
+    monkeypatch.setattr(filters, "_pruned", pruned)
+    split = Split((np.zeros((1, 32, 32, 3), "uint8"), np.zeros(1, int)), None, None)
+    for seed, criterion in ((0, "random"), (3, "random"), (4, Random())):
+        task = Run("resnet8", "smoke", seed, PROFILES["smoke"], "", tmp_path / "runs", tmp_path / "results")
+        with pytest.raises(InterruptedError):
+            filters.prune_and_finetune(task, "random-macs50-every", resnet(8), split, criterion, distill=False)
+    assert drawn == [0, 3, 4]
 
 
 def test_pruned_network_is_computed_once(tmp_path, rng, monkeypatch):

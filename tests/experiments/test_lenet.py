@@ -36,6 +36,17 @@ def test_record_matches_its_files(smoke, digits):
     assert sum(row.selected for row in record.rows) == 1
 
 
+def test_help_lists_the_flags(tmp_path, run_experiment):
+    run = run_experiment("lenet", tmp_path, "--help")
+    assert "--sparsities: fractions of the weights to remove" in run.stdout
+
+
+def test_wrong_fractions_are_refused(tmp_path, run_experiment):
+    for value, message in (("0.5,x", "could not convert string to float: 'x'"), ("50,90", "Received: (50.0, 90.0)")):
+        run = run_experiment("lenet", tmp_path, "--profile=smoke", f"--sparsities={value}")
+        assert run.returncode == 1 and message in run.stderr and "Traceback" not in run.stderr
+
+
 def test_same_command_skips_what_is_done(smoke, run_experiment):
     folder, first = smoke
     before = json.loads((folder / "results/lenet-digits/smoke-seed0/record.json").read_text())

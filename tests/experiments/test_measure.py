@@ -48,9 +48,10 @@ def measured(tmp_path, monkeypatch):
         tfcompress, "benchmark_interleaved", lambda paths: [SimpleNamespace(median=next(milliseconds)) for _ in paths]
     )
 
-    def record(command, *names, variants=("sparse50",), seconds=None, content=b"1234", **changes):
+    def record(command, *names, variants=("sparse50",), seconds=None, content=b"1234", baseline="", **changes):
         config = dataclasses.replace(PROFILES["smoke"], variants=variants, **changes)
         task = Run("mobilenet", "smoke", 0, config, command, tmp_path / "runs", tmp_path / "results", seconds or {})
+        task.baseline = baseline
         task.directory.mkdir(parents=True, exist_ok=True)
         made = []
         for name in names:
@@ -73,6 +74,38 @@ def test_chosen_variants_are_added_to_the_record(measured):
     assert sorted(row["latency_ms"] for row in both["rows"]) == [3, 4, 5]
     again = measured("second", "float32", "int8-more")
     assert again["command"] == "first && second" and len(again["rows"]) == 3
+
+
+def test_one_command_names_what_several_trained(measured):
+    command = "python -m experiments.mobilenet --profile=smoke --variants="
+    measured(f"{command}a,b", "float32", "int8-a", "int8-b")
+    assert measured(f"{command}b,c --baseline=x", "float32")["command"] == (
+        "python -m experiments.mobilenet --profile=smoke --baseline=x --variants=a,b,c"
+    )
+    assert measured("python -m experiments.mobilenet", "float32")["command"].endswith(
+        "--variants=a,b,c && python -m experiments.mobilenet"
+    )
+
+
+def test_variants_of_another_baseline_are_replaced(measured, tmp_path, capsys):
+    measured("first", "float32", "int8-qat")  # as records were before they named their baseline and every option
+    path = tmp_path / "results" / "mobilenet" / "smoke-seed0" / "record.json"
+    record = json.loads(path.read_text())
+    del record["config"]["baseline_cutout"]
+    path.write_text(json.dumps(record))
+    assert len(measured("second", "float32", "int8-b", baseline="aa")["rows"]) == 3
+    third = measured("third", "float32", "int8-c", baseline="aa")
+    assert len(third["rows"]) == 4 and third["config"]["baseline"] == "aa"
+    assert capsys.readouterr().err == ""
+    plans = [path.with_name(f"{name}.plan.json") for name in ("b", "d")]
+    for plan in plans:
+        plan.write_text("{}")
+    rows = measured("fourth", "float32", "int8-d", "d-int8-qat", baseline="bb")["rows"]
+    assert [row["variant"] for row in rows] == ["float32", "int8-d", "d-int8-qat"]
+    assert "of another configuration (baseline aa, now bb): this run replaces it" in capsys.readouterr().err
+    assert [plan.exists() for plan in plans] == [False, True]
+    names = {file.name for file in path.parent.iterdir()}
+    assert names == {"record.json", "int8-d.tflite", "d.plan.json"}
 
 
 def test_stopped_measurement_leaves_the_record_as_it_was(measured, tmp_path, monkeypatch):

@@ -49,6 +49,8 @@ def write_plots(results):
                 figure = draw(summary, json.loads((first_seed / name).read_text()))
                 paths.append(_save(figure, folder / f"{summary.profile}-{draw.__name__[1:]}.png"))
         plans = {path.name.removesuffix(".plan.json"): path for path in sorted(first_seed.glob("*.plan.json"))}
+        recorded = {name.removesuffix("-int8-qat") for name in summary.variants}
+        plans = {name: path for name, path in plans.items() if name in recorded}
         if plans:
             paths.append(_save(_channels(summary, plans), folder / f"{summary.profile}-channels.png"))
         for stale in {*folder.glob(f"{summary.profile}-*.png")}.difference(paths):
@@ -181,13 +183,13 @@ def _channels(summary, plans):
     lines = {}
     for variant, path in plans.items():
         plan = json.loads(path.read_text())
-        lines.setdefault(tuple(len(kept) for kept in plan["kept"].values()), (variant, plan))
+        lines.setdefault(tuple(len(kept) for kept in plan["kept"].values()), ([], plan))[0].append(variant)
     figure = matplotlib.figure.Figure((10, 4), layout="constrained")
     axes = figure.add_subplot()
     widths = next(iter(lines.values()))[1]["widths"]
     axes.stairs(list(widths.values()), fill=True, alpha=0.25, color="grey", label="before")
-    for kept, (variant, _) in lines.items():
-        axes.stairs(kept, label=variant)
+    for kept, (variants, _) in lines.items():
+        axes.stairs(kept, label=variants[0] + (f" and {len(variants) - 1} with the same" if variants[1:] else ""))
     axes.set(title=f"{summary.experiment}, {summary.profile}: channels per layer", ylabel="channels")
     axes.set_yscale("log", base=2)
     axes.yaxis.set_major_formatter("{x:g}")
@@ -208,6 +210,7 @@ def _weights(summary, histograms):
             axes.stairs(histogram[name], histogram["edges"], label=name, fill=name == "before", alpha=0.6)
         axes.set_yscale("log")  # the zeros outnumber every other bin by orders of magnitude
         axes.set_title(layer, fontsize=9)
+        axes.set(xlabel="weight", ylabel="weights per bin")
         axes.legend(fontsize=8)
     return figure
 
@@ -275,10 +278,11 @@ def _published_sizes(summary):
         accuracy = values.get("top1_tflite")
         if size is None:
             continue
+        compressed = "compressed, " if "gzip_bytes" in values else ""
         if accuracy is None and baseline is not None and "drop" in values:
-            yield f"{point.name} (published drop)", size, baseline.mean - values["drop"]
+            yield f"{point.name} ({compressed}published drop)", size, baseline.mean - values["drop"]
         elif accuracy is not None:
-            yield f"{point.name} (published)", size, accuracy
+            yield f"{point.name} ({compressed}published)", size, accuracy
 
 
 def _published(summary):
