@@ -158,6 +158,21 @@ def as_inputs(model, x):
     return [as_float(value) if "float" in spec.dtype else value for value, spec in zip(values, specs)]
 
 
+def check_takes_floats(model):
+    """Refuses a Keras 3 or tf_keras model with an input of integers, where pixels / 255 would become 0.
+
+    Raises:
+        ValueError: such an input.
+    """
+    for tensor in getattr(model, "inputs", None) or ():
+        dtype = keras.backend.standardize_dtype(tensor.dtype)
+        if "float" not in dtype:
+            raise ValueError(
+                f"Model {model.name!r} takes {dtype}, where pixels / 255 would become 0. Expected a model that takes "
+                f"floats: call its layers on keras.Input({tuple(tensor.shape[1:])}), without its own division by 255"
+            )
+
+
 def input_structure(model):
     """The tensor, or the list or dict of tensors, that a Sequential or functional model is called on."""
     return model.inputs[0] if isinstance(model, keras.Sequential) else model.input

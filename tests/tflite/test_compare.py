@@ -71,6 +71,13 @@ def test_softmax_of_the_last_layer_is_not_held_against_it(small_model, small_fil
     assert comparison.layers[-1].snr > 25
 
 
+def test_integer_inputs_are_refused(small_images):
+    inputs = keras.Input((12, 12, 1), dtype="uint8")
+    model = keras.Model(inputs, keras.layers.Rescaling(1 / 255)(inputs))
+    with pytest.raises(ValueError, match="takes uint8"):
+        tfc.compare(model, model, small_images)
+
+
 def test_nothing_in_common(small_model, small_images):
     other = keras.Sequential([keras.Input((12, 12, 1)), keras.layers.Flatten(name="other")])
     with pytest.raises(ValueError, match="same name and output shape"):

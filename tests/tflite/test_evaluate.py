@@ -1,7 +1,9 @@
 """Evaluation: all of x, in batches, as one image at a time would give it."""
 
+import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import tfcompress as tfc
 from tfcompress.tflite import evaluate
@@ -63,6 +65,15 @@ def test_truncated_file(small_files, small_images, tmp_path, share):
     for use in (lambda: tfc.predict_tflite(path, small_images), lambda: tfc.benchmark_tflite(path)):
         with pytest.raises(ValueError, match=r"broken\.tflite .*is corrupt"):
             use()
+
+
+def test_foreign_file_of_integers_without_a_scale_is_refused(tmp_path):
+    inputs = keras.Input((4, 4, 1), dtype="uint8")
+    model = keras.Model(inputs, keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(inputs)))
+    path = tmp_path / "m.tflite"
+    path.write_bytes(tf.lite.TFLiteConverter.from_keras_model(model).convert())
+    with pytest.raises(ValueError, match="takes uint8 without a scale"):
+        tfc.predict_tflite(path, np.full((2, 4, 4, 1), 200, "uint8"))
 
 
 def test_bad_arguments(small_files, small_images, tmp_path):

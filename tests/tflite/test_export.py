@@ -194,6 +194,10 @@ BAD_MODELS = {
     "subclassed": (_Subclassed, "Only functional"),
     "unbuilt": (lambda: keras.Sequential([layers.Dense(2)]), "not built"),
     "open shape": (lambda: keras.Sequential([keras.Input((None, None, 3)), layers.Conv2D(2, 3)]), "fixed"),
+    "integer input": (
+        lambda: keras.Sequential([keras.Input((4,), dtype="uint8"), layers.Rescaling(1 / 255), layers.Dense(2)]),
+        "takes uint8",
+    ),
     "bfloat16": (
         lambda: keras.Sequential([keras.Input((4,)), layers.Dense(2, dtype="mixed_bfloat16")]),
         "computes in bfloat16",

@@ -93,6 +93,21 @@ def test_bad_data_is_named(images, labels, message):
         fit(network(), images, labels, CONFIG)
 
 
+@pytest.mark.parametrize("framework", ["keras", "tf_keras"])
+def test_integer_inputs_are_refused(framework):
+    """Pixels / 255 would be 0 there."""
+    library = importlib.import_module(framework)
+    inputs = library.Input((4, 4, 1), dtype="uint8", name="photo")
+    stack = [library.layers.Rescaling(1 / 255), library.layers.Flatten(), library.layers.Dense(2)]
+    x = inputs
+    for layer in stack:
+        x = layer(x)
+    model, images, labels = library.Model(inputs, x), np.full((6, 4, 4, 1), 200, "uint8"), np.arange(6) % 2
+    for use in (lambda: fit(model, images, labels, TrainingConfig(epochs=1)), lambda: accuracy(model, images, labels)):
+        with pytest.raises(ValueError, match=r"takes uint8.*keras\.Input\(\(4, 4, 1\)\)"):
+            use()
+
+
 def test_labels_of_keras_datasets_and_one_hot_ones(digits, tmp_path):
     images, labels = digits.x_train[:256], digits.y_train[:256]
     histories = [

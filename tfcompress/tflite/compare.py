@@ -6,6 +6,7 @@ import os
 
 import numpy as np
 
+from tfcompress.graph import check_takes_floats
 from tfcompress.tflite.evaluate import dequantize, open_interpreter, quantize, to_float
 from tfcompress.tflite.export import plain_name
 
@@ -76,7 +77,7 @@ def compare(a, b, x):
         A `Comparison`.
 
     Raises:
-        ValueError: no layer has the same name and shape in both; x is empty.
+        ValueError: no layer has the same name and shape in both; x is empty; a model takes integers.
     """
     x = to_float(x)
     if len(x) == 0:
@@ -108,6 +109,7 @@ def _layers_of(model):
 
 
 def _keras_layers(model):
+    check_takes_floats(model)
     if any(base.__module__.startswith("tf_keras.") for base in type(model).__mro__):
         import tf_keras as keras
     else:

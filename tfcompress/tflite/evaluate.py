@@ -116,6 +116,12 @@ def to_float(x):
 
 def _checked_inputs(x, sources):
     """One float array for each input of the file."""
+    for source in sources:
+        if np.issubdtype(source["dtype"], np.integer) and source["quantization"][0] == 0:
+            raise ValueError(
+                f"The file takes {np.dtype(source['dtype']).name} without a scale, where pixels / 255 would become 0. "
+                "Expected float or quantized inputs: export a model that takes floats"
+            )
     arrays = [to_float(array) for array in ([x] if len(sources) == 1 else x)]
     if len(arrays) != len(sources) or len({len(array) for array in arrays}) > 1:
         raise ValueError(

@@ -10,6 +10,7 @@ import numpy as np
 
 from tfcompress.errors import UnsupportedLayerError
 from tfcompress.files import replacing
+from tfcompress.graph import check_takes_floats
 from tfcompress.tflite import flatbuffer
 
 PRECISIONS = ("float32", "float16", "dynamic", "int8", "int16x8")
@@ -53,7 +54,7 @@ def export_tflite(model, path, precision="int8", calibration=None, *, softmax=Fa
     pixels minus 128.
 
     Args:
-        model: functional or sequential Keras 3 or tf_keras model with inputs of fixed shape and one output.
+        model: functional or sequential Keras 3 or tf_keras model with float inputs of fixed shape and one output.
         path: file to write; replaced at the end in one step, or left as it was.
         precision: `float32`; `float16` (weights); `dynamic` (int8 weights, float activations); `int8` (all of it, input
             and output included); `int16x8` (int16 activations, int8 weights, float input and output).
@@ -105,6 +106,7 @@ def _check_model(model):
         raise ValueError(
             f"A model with one output is expected. Received: {model.name!r} with {len(model.outputs)} outputs."
         )
+    check_takes_floats(model)
     for shape in _input_shapes(model):
         if None in shape:
             raise ValueError(f"Every dimension of the input must be fixed. Received: input shape {shape}")

@@ -14,7 +14,7 @@ import numpy as np
 from tfcompress.datasets.arrays import as_classes, as_float
 from tfcompress.errors import listed
 from tfcompress.files import replacing
-from tfcompress.graph import frozen_layers, network_of
+from tfcompress.graph import check_takes_floats, frozen_layers, network_of
 from tfcompress.outputs import check_logits
 from tfcompress.training.augment import augment
 from tfcompress.training.checkpoint import CheckpointError, digest, load_checkpoint, save_checkpoint
@@ -65,8 +65,8 @@ def fit(
         and seconds.
 
     Raises:
-        ValueError: images, labels and model do not fit together, model or teacher end in a softmax, or a callback
-            asks for the end of the training.
+        ValueError: images, labels and model do not fit together, the model takes integers, model or teacher end in a
+            softmax, or a callback asks for the end of the training.
         FloatingPointError: the loss became infinite or NaN; that epoch leaves no checkpoint.
         CheckpointError: the directory holds a damaged checkpoint, or one of another training.
     """
@@ -272,7 +272,7 @@ def check_data(model, images, labels):
     """The number of classes of a classifier that can be trained on images (N, H, W, C) with labels (N,).
 
     Raises:
-        ValueError: images, labels and model do not fit together.
+        ValueError: images, labels and model do not fit together, or the model takes integers.
     """
     if len(images) != len(labels) or len(images) == 0:
         raise ValueError(
@@ -282,6 +282,7 @@ def check_data(model, images, labels):
         raise ValueError(f"the model takes images of shape {model.input_shape[1:]}. Received: {images.shape[1:]}")
     if images.dtype != np.uint8 and not np.isfinite(images).all():
         raise ValueError("images must be finite. Received: NaN or infinite values")
+    check_takes_floats(model)
     classes = model.output_shape[-1]
     if labels.min() < 0 or labels.max() >= classes:
         raise ValueError(

@@ -3,6 +3,7 @@
 import numpy as np
 
 from tfcompress.datasets.arrays import as_classes, as_float
+from tfcompress.graph import check_takes_floats
 
 
 def predict(model, images, batch_size=500):
@@ -15,7 +16,11 @@ def predict(model, images, batch_size=500):
 
     Returns:
         float32 array (N, classes).
+
+    Raises:
+        ValueError: the model takes integers.
     """
+    check_takes_floats(model)
     parts = [
         np.asarray(model.predict_on_batch(as_float(images[i : i + batch_size])), "float32")
         for i in range(0, len(images), batch_size)
@@ -24,5 +29,9 @@ def predict(model, images, batch_size=500):
 
 
 def accuracy(model, images, labels):
-    """Top-1 accuracy, a fraction in [0, 1], of a model on images (N, H, W, C) with integer or one-hot labels."""
+    """Top-1 accuracy, a fraction in [0, 1], of a model on images (N, H, W, C) with integer or one-hot labels.
+
+    Raises:
+        ValueError: the model takes integers, or labels that are neither.
+    """
     return float(np.mean(predict(model, images).argmax(-1) == as_classes(labels)))
