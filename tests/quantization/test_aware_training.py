@@ -8,8 +8,9 @@ from int8_file import Int8File, convert, sparsity
 
 from tfcompress.keras2 import tf_keras, to_tf_keras
 from tfcompress.models import lenet5
-from tfcompress.quantization import calibrate, quantize_wrap
+from tfcompress.quantization import calibrate, quantization_aware_training, quantize_wrap
 from tfcompress.sparsity import allocate, sparsity_of
+from tfcompress.training import TrainingConfig
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.uniform(0, 1, (64, 28, 28, 1)).astype("float32")
@@ -59,6 +60,31 @@ def test_input_range_survives_images_beyond_it():
     compile_model(model)
     model.fit(IMAGES * 1.5 - 0.2, LABELS, 16, verbose=0)
     assert Int8File(convert(model)).input["quantization"] == (pytest.approx(1 / 255, rel=1e-7), -128)
+
+
+@pytest.mark.parametrize(
+    ("images", "input_range", "received"),
+    [
+        (IMAGES * 2 - 1, (0, 1), r"from -.*input_range=\(0, 1\)"),
+        (IMAGES * 255, (0, 1), "to 25"),
+        (IMAGES * 2 - 1, (-0.5, 1), "from -"),
+    ],
+)
+def test_images_beyond_the_input_range_are_refused(images, input_range, received):
+    """The int8 input would clip them, in training and on the phone."""
+    with pytest.raises(ValueError, match=f"must lie in input_range.*{received}"):
+        quantization_aware_training(lenet5(), images, LABELS, TrainingConfig(epochs=1), input_range=input_range)
+
+
+@pytest.mark.parametrize(
+    ("images", "input_range"),
+    [((IMAGES * 255).astype("uint8"), (0, 1)), (IMAGES * 1.009, (0, 1)), (IMAGES + 1, (1, 2))],
+)
+def test_images_in_the_input_range_are_trained_on(images, input_range):
+    config = TrainingConfig(epochs=1, batch_size=32)
+    wrapped = quantization_aware_training(lenet5(), images, LABELS, config, input_range=input_range)
+    scale, _ = Int8File(convert(wrapped)).input["quantization"]
+    assert scale == pytest.approx(input_range[1] / 255, rel=1e-6)
 
 
 def test_zeros_survive_into_the_file(trained):

@@ -46,18 +46,35 @@ def quantization_aware_training(
         A `tf_keras.Model` that computes, in floats, what its int8 file will.
 
     Raises:
-        ValueError: a model that is subclassed, not built, or ends in a softmax.
+        ValueError: a model that is subclassed, not built, or ends in a softmax; images outside `input_range`.
         UnsupportedLayerError: a layer that tf_keras does not have or that cannot be quantized.
     """
     from tfcompress.training import fit
 
     check_logits(model)
+    _check_range(x, input_range)
     wrapped = quantize_wrap(model, preserve_sparsity=preserve_sparsity, input_range=input_range)
     calibrate(wrapped, *sample(_CALIBRATION_IMAGES, x), batch_size=config.batch_size)
     identity = {"preserve_sparsity": preserve_sparsity}
     fit(wrapped, x, y, config, validation=validation, teacher=teacher, directory=directory, identity=identity)
     _update_weight_ranges(wrapped)
     return wrapped
+
+
+def _check_range(x, input_range):
+    """Asserts that the file's input, which is clipped to the range, can hold the images."""
+    if len(x) == 0:
+        return  # `calibrate` says so
+    unit = 255 if x.dtype == np.uint8 else 1
+    least, most = float(x.min()) / unit, float(x.max()) / unit
+    low, high = min(0.0, *input_range), max(0.0, *input_range)
+    # What an augmentation or a rounding adds is not worth a refusal.
+    tolerance = 0.01 * (high - low)
+    if least < low - tolerance or most > high + tolerance:
+        raise ValueError(
+            f"x must lie in input_range, as the int8 input is clipped to it. Received: values from {least:g} to "
+            f"{most:g}, input_range=({low:g}, {high:g}). Give the range of the images, or pixels / 255"
+        )
 
 
 def quantize_wrap(model, *, preserve_sparsity=False, input_range=(0.0, 1.0)):
