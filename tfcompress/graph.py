@@ -125,6 +125,18 @@ def frozen_layers(model):
     return [layer.name for layer in layers if layer.weights and not layer.trainable and not hasattr(layer, "layers")]
 
 
+def layer_calls(model):
+    """The calls of a functional or Sequential Keras 3 or tf_keras model in topological order; nested ones are one call.
+
+    Returns:
+        A list of (layer or raw operation, list of its output tensors).
+    """
+    if isinstance(model, keras.Sequential):
+        model = keras.Model(model.inputs, model.outputs)
+    nodes = _nodes(model)
+    return [(getattr(node, "operation", None) or node.layer, keras.tree.flatten(node.outputs)) for node in nodes]
+
+
 def producer(tensor):
     """The operation that puts out a tensor of a Keras 3 or tf_keras model, and the first tensor that goes into it."""
     history = tensor._keras_history

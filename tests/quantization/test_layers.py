@@ -7,6 +7,7 @@ from int8_file import Int8File, convert
 from keras import layers
 
 from tfcompress import UnsupportedLayerError
+from tfcompress.keras2 import tf_keras
 from tfcompress.models import resnet
 from tfcompress.quantization import calibrate, quantize_wrap
 
@@ -107,6 +108,47 @@ def test_file_computes_the_network_in_integers(network):
     assert noise_to_signal(simulated, file.predict(images)) < 0.12
     assert file.float_tensors() == []
     assert file.input["quantization"] == (pytest.approx(1 / 255, rel=1e-7), -128)
+
+
+def shared_relu():
+    """One ReLU behind two convolutions whose outputs differ in size by a factor of 1,000."""
+    inputs = keras.Input((12, 12, 3))
+    relu = layers.ReLU(name="relu")
+    x = relu(layers.Conv2D(8, 3, name="small")(inputs))
+    x = relu(layers.Conv2D(8, 3, name="large")(x))
+    return head(inputs, x, "shared_relu")
+
+
+def test_each_call_of_a_layer_without_weights_has_its_own_range():
+    keras.utils.set_random_seed(0)
+    model = shared_relu()
+    model.get_layer("large").kernel.assign(1000 * model.get_layer("large").kernel)
+    images = settle(model)
+    wrapped = quantize_wrap(model)
+    calibrate(wrapped, images)
+    assert noise_to_signal(model.predict(images, verbose=0), wrapped.predict(images, verbose=0)) < 0.1
+    ranges = [v for v in wrapped.variables if v.name.endswith("output_max:0") and "relu" in v.name]
+    assert len(ranges) == 2 and ranges[1].numpy() > 100 * ranges[0].numpy()
+
+
+def shared_convolution(library):
+    inputs = library.Input((6, 6, 4))
+    shared = library.layers.Conv2D(4, 3, padding="same", name="odd")
+    return library.Model(inputs, shared(library.layers.ReLU()(shared(inputs))))
+
+
+def shared_relu_of_keras_2():
+    inputs = tf_keras.Input((6, 6, 4))
+    shared = tf_keras.layers.ReLU(name="odd")
+    return tf_keras.Model(inputs, shared(tf_keras.layers.Conv2D(4, 3)(shared(inputs))))
+
+
+@pytest.mark.parametrize(
+    "build", [lambda: shared_convolution(keras), lambda: shared_convolution(tf_keras), shared_relu_of_keras_2]
+)
+def test_other_layers_that_are_called_twice_are_refused(build):
+    with pytest.raises(UnsupportedLayerError, match=r"'odd'.*is called 2 times.*one layer per call"):
+        quantize_wrap(build())
 
 
 def unsupported(layer, shape=(6, 6, 4)):

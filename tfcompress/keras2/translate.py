@@ -1,5 +1,7 @@
 """Translates Keras 3 models to tf_keras (Keras 2), layer by layer, weights included."""
 
+import itertools
+
 import keras
 import numpy as np
 import tf_keras
@@ -13,8 +15,9 @@ def to_tf_keras(model):
     """Translates a Keras 3 model to tf_keras, the Keras that TF-MOT works on.
 
     Layer names, weights, dtype policies, regularizers, constraints and `trainable` are kept; initializers are not, the
-    weights are there already. Nested models stay nested and shared layers stay shared. A Sequential model becomes a
-    functional one.
+    weights are there already. Nested models stay nested and shared weights stay shared; a layer without weights becomes
+    one layer per call, `relu`, `relu_1`, ..., so that quantization can give each its own range. A Sequential model
+    becomes a functional one.
 
     Args:
         model: a functional or Sequential `keras.Model`, built. A `tf_keras.Model` is returned as it is.
@@ -35,12 +38,18 @@ def to_tf_keras(model):
     function = _as_function(model)
     input_names = {id(op.output): op.name for op in function.operations if isinstance(op, keras.layers.InputLayer)}
     inputs = [tf_keras.Input(batch_shape=x.shape, dtype=x.dtype, name=input_names[id(x)]) for x in function.inputs]
-    counterparts = {}
+    counterparts, names = {}, {operation.name for operation in function.operations}
 
     def counterpart(operation):
         if id(operation) not in counterparts:
             counterparts[id(operation)] = _translate(operation)
-        return counterparts[id(operation)]
+            return counterparts[id(operation)]
+        if getattr(operation, "weights", None) or isinstance(operation, keras.Model):
+            return counterparts[id(operation)]
+        copy = _translate(operation)
+        copy._name = next(name for i in itertools.count(1) if (name := f"{operation.name}_{i}") not in names)
+        names.add(copy._name)
+        return copy
 
     # The one private call: it walks the graph in order with any callable in the place of each operation.
     outputs = function._run_through_graph(inputs, lambda operation: _without_none(counterpart(operation)))

@@ -1,11 +1,14 @@
 """The 8-bit scheme of TF-MOT, extended by the layers and the zeros that it does not keep."""
 
+import collections
+
 import numpy as np
 from tensorflow_model_optimization.python.core.quantization.keras.collab_opts.prune_preserve import (
     prune_preserve_quantize_registry as prune_preserve,  # TF-MOT exports the scheme, not its quantizers
 )
 
 from tfcompress.errors import UnsupportedLayerError
+from tfcompress.graph import layer_calls
 from tfcompress.keras2 import tf_keras, tfmot
 from tfcompress.keras2.activations import hard_silu
 from tfcompress.quantization.layout import Layout, is_scaling, unfolded_batch_norms
@@ -90,7 +93,12 @@ def check_supported(model):
     """Raises UnsupportedLayerError for the first layer that cannot be quantized; TF-MOT's own errors rarely name it."""
     registry = Registry(preserve_sparsity=False)
     unfolded = unfolded_batch_norms(model)
+    calls = collections.Counter(layer.name for layer, _ in layer_calls(model))
     for layer in model.layers:
+        if calls[layer.name] > 1:
+            raise UnsupportedLayerError(
+                layer, f"is called {calls[layer.name]} times, and int8 needs a range for each: make one layer per call"
+            )
         if isinstance(layer, tf_keras.Model):
             raise UnsupportedLayerError(layer, "nested models cannot be quantized; build the network in one piece")
         if layer.name in unfolded or is_scaling(layer):
