@@ -5,11 +5,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from int8_file import Int8File, convert, sparsity
+from keras import layers
 
+import tfcompress as tfc
 from tfcompress.keras2 import tf_keras, to_tf_keras
 from tfcompress.models import lenet5
 from tfcompress.quantization import calibrate, quantization_aware_training, quantize_wrap
-from tfcompress.sparsity import allocate, sparsity_of
+from tfcompress.sparsity import allocate, prunable_kernels, sparsity_of
 from tfcompress.training import TrainingConfig
 
 RNG = np.random.default_rng(0)
@@ -94,6 +96,24 @@ def test_zeros_survive_into_the_file(trained):
     assert [k.dtype for k in kernels] == [np.int8] * 4
     assert sum(k.size for k in kernels) == 430_500
     assert sparsity(kernels) >= sparsity_of(source) >= 0.799
+
+
+def test_zeros_of_every_kind_of_kernel_survive(rng, tmp_path):
+    inputs = keras.Input((6, 6, 2))
+    x = layers.Conv2D(4, 3, activation="relu", name="plain")(inputs)
+    x = layers.Conv2DTranspose(4, 3, activation="tanh", name="transposed")(x)
+    x = layers.SeparableConv2D(4, 3, activation="relu", name="separable")(layers.DepthwiseConv2D(3, name="depth")(x))
+    model = keras.Model(inputs, layers.Dense(3, name="head")(layers.Flatten()(x)))
+    for kernels in prunable_kernels(model).values():
+        for kernel in kernels:
+            kernel.assign(kernel * (np.abs(kernel) > np.median(np.abs(kernel))))
+    images = rng.random((32, 6, 6, 2), np.float32)
+    config = TrainingConfig(epochs=2, batch_size=8, optimizer="adam", learning_rate=0.01)
+    trained = quantization_aware_training(model, images, np.arange(32) % 3, config, preserve_sparsity=True)
+    assert [np.mean(k == 0) for ks in prunable_kernels(trained).values() for k in ks] == pytest.approx([0.5] * 6)
+    file = tfc.export_tflite(trained, tmp_path / "m.tflite").path
+    expected = trained.predict(images, verbose=0)
+    assert np.abs(tfc.predict_tflite(file, images) - expected).max() < 0.05 * np.ptp(expected)
 
 
 def test_zeros_do_not_survive_without_preservation():

@@ -44,6 +44,15 @@ def test_top_k_counts_the_first_k(small_files, small_images):
     assert correct == [0, 1, 1]
 
 
+@pytest.mark.parametrize("layer", [keras.layers.Dense(1, activation="sigmoid"), keras.layers.Reshape((4, 4, 1))])
+def test_files_that_are_no_classifiers_are_refused(layer, tmp_path):
+    """The largest of a single output is always the first; of an image it is a row of pixels."""
+    model = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Flatten(), layer])
+    file = tfc.export_tflite(model, tmp_path / "m.tflite", "float32")
+    with pytest.raises(ValueError, match=r"\(N, classes\), is expected. Received: .*shape \(3, "):
+        tfc.evaluate_tflite(file.path, np.ones((3, 4, 4, 1), np.float32), np.zeros(3, int))
+
+
 def test_threads_change_nothing(small_files, small_images, monkeypatch):
     expected = tfc.predict_tflite(small_files["float32"], small_images)
     monkeypatch.setattr(evaluate, "THREADS", 1)
@@ -82,6 +91,14 @@ def test_bad_arguments(small_files, small_images, tmp_path):
         tfc.predict_tflite(tmp_path / "none.tflite", small_images)
     with pytest.raises(ValueError, match="same length"):
         tfc.evaluate_tflite(path, small_images, np.zeros(5, int))
+    labels = np.zeros(len(small_images), int)
+    for k in (0, 11):
+        with pytest.raises(ValueError, match=rf"between 1 and the file's 10 classes. Received: k={k}"):
+            tfc.evaluate_tflite(path, small_images, labels, k)
+    for beyond in (-1, 10):
+        labels[-1] = beyond
+        with pytest.raises(ValueError, match=rf"in \[0, 10\).*{beyond}"):
+            tfc.evaluate_tflite(path, small_images, labels)
     with pytest.raises(ValueError, match=r"\(N, 12, 12, 1\)"):
         tfc.predict_tflite(path, small_images[:, :5])
     with pytest.raises(ValueError, match=r"\(N, 12, 12, 1\)"):

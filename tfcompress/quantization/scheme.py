@@ -141,9 +141,10 @@ def _check_activation(layer, registry):
 _REWRITTEN = (_layers.InputLayer, _layers.BatchNormalization, _layers.SeparableConv2D)
 _FUSED_ACTIVATIONS = ("linear", "relu", "sigmoid", "softmax", "swish", "tanh", "gelu")
 
-# TF-MOT's own prune-preserving registry lets the zeros of depthwise kernels go.
+# TF-MOT's own prune-preserving registry lets the zeros of depthwise kernels go, and does not know transposed ones.
 _PRUNE_PRESERVING = {
     _layers.Conv2D: prune_preserve.PrunePreserveDefault8BitConvWeightsQuantizer,
+    _layers.Conv2DTranspose: prune_preserve.PrunePreserveDefault8BitWeightsQuantizer,
     _layers.DepthwiseConv2D: prune_preserve.PrunePreserveDefault8BitConvWeightsQuantizer,
     _layers.Dense: prune_preserve.PrunePreserveDefault8BitWeightsQuantizer,
 }

@@ -24,11 +24,24 @@ def evaluate_tflite(path, x, y, k=1):
         Fraction of correct predictions in [0, 1].
 
     Raises:
-        ValueError: x and y do not fit each other or the file, or the file is not a .tflite file.
+        ValueError: x, y and k do not fit each other or the file, the file is no classifier, or not a .tflite file.
         OSError: the file cannot be read.
     """
     labels = as_classes(y)
     outputs = predict_tflite(path, x)
+    if outputs.ndim != 2 or outputs.shape[1] < 2:
+        raise ValueError(
+            "A classifier that returns one number per class, (N, classes), is expected. Received: a file with outputs "
+            f"of shape {outputs.shape}; compute its accuracy from predict_tflite"
+        )
+    classes = outputs.shape[1]
+    if not 1 <= k <= classes:
+        raise ValueError(f"k must be between 1 and the file's {classes} classes. Received: k={k}")
+    if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
+        raise ValueError(
+            f"y must be in [0, {classes}), as the file has {classes} outputs. Received: {labels.min()} to "
+            f"{labels.max()}"
+        )
     if len(labels) != len(outputs):
         raise ValueError(
             f"x and y must have the same length, at least 1. Received: {len(outputs)} inputs, {len(labels)} labels"
