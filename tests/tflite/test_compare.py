@@ -3,9 +3,11 @@
 import keras
 import numpy as np
 import pytest
+import tf_keras
 
 import tfcompress as tfc
 from tfcompress.tflite import flatbuffer
+from tfcompress.tflite.evaluate import open_interpreter
 
 LAYERS = ["conv1", "pool1", "conv2", "flatten", "fc1", "logits"]
 
@@ -69,6 +71,61 @@ def test_softmax_of_the_last_layer_is_not_held_against_it(small_model, small_fil
     comparison = tfc.compare(model, small_files["int8"], small_images[:40])
     assert [row.name for row in comparison.layers] == LAYERS
     assert comparison.layers[-1].snr > 25
+
+
+@pytest.mark.parametrize("library", [keras, tf_keras])
+@pytest.mark.parametrize("sequential", [True, False])
+def test_a_model_inside_a_model_is_one_layer(library, sequential, small_images, tmp_path):
+    layers = library.layers
+    inner_inputs = library.Input((12, 12, 1))
+    inner_stack = [layers.Conv2D(4, 3, activation="relu", name="conv"), layers.MaxPooling2D(2, name="pool")]
+    inner = library.Model(inner_inputs, inner_stack[1](inner_stack[0](inner_inputs)), name="inner")
+    stack = [inner, layers.Flatten(name="flatten"), layers.Dense(3, name="logits")]
+    if sequential:
+        model = library.Sequential([library.Input((12, 12, 1)), *stack])
+    else:
+        inputs = library.Input((12, 12, 1))
+        model = library.Model(inputs, stack[2](stack[1](stack[0](inputs))))
+    file = tfc.export_tflite(model, tmp_path / "m.tflite", "float32").path
+    for other in (file, model):
+        rows = tfc.compare(model, other, small_images[:5]).layers
+        assert [(row.name, row.snr > 100) for row in rows] == [(layer.name, True) for layer in stack]
+
+
+def test_several_inputs(rng, tmp_path):
+    inputs = keras.Input((4,), name="b"), keras.Input((4,), name="a")
+    difference = keras.layers.Subtract(name="difference")(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(3, name="logits")(difference))
+    x = list(rng.random((2, 40, 4), np.float32))
+    file = tfc.export_tflite(model, tmp_path / "m.tflite", "float32").path
+    for a, b in ((model, model), (model, file), (file, model)):
+        assert [(row.name, row.snr > 100) for row in tfc.compare(a, b, x).layers] == [
+            ("difference", True), ("logits", True),
+        ]  # fmt: skip
+    for wrong in (x[:1], x[0], [x[0], x[1][:9]], {"a": x[0], "b": x[1]}):
+        with pytest.raises(ValueError, match=r"has 2 inputs: x must be .*in a list"):
+            tfc.compare(model, file, wrong)
+    with pytest.raises(ValueError, match=r"equally many inputs\. Received: 2 and 1"):
+        tfc.compare(model, keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)]), x)
+
+
+@pytest.mark.parametrize("library", [keras, tf_keras])
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("fused", [True, False])
+def test_activation_at_the_end_is_compared(library, activation, fused, small_images, tmp_path):
+    layers = library.layers
+    stack = [layers.Flatten(name="flatten"), layers.Dense(3, activation=activation if fused else None, name="dense")]
+    stack += [] if fused else [layers.Activation(activation, name="act")]
+    model = library.Sequential([library.Input((12, 12, 1)), *stack])
+    file = tfc.export_tflite(model, tmp_path / "m.tflite", "float32").path
+    rows = tfc.compare(model, file, small_images[:5]).layers
+    end = "softmax" if activation == "softmax" else stack[-1].name
+    # The logits of a fused softmax are in the file, and tf_keras has none.
+    logits = ["dense"] if not fused or (activation == "softmax" and library is keras) else []
+    assert [row.name for row in rows] == ["flatten", *logits, end]
+    assert min(row.snr for row in rows) > 100
+    outputs = [d["name"] for d in open_interpreter(file).get_tensor_details() if d["name"]]
+    assert len(set(outputs)) == len(outputs)
 
 
 def test_integer_inputs_are_refused(small_images):

@@ -1,13 +1,13 @@
 """Where does a smaller model stop being the same function?"""
 
+import collections
 import contextlib
 import dataclasses
 import os
 
 import numpy as np
 
-from tfcompress.graph import check_takes_floats
-from tfcompress.tflite.evaluate import dequantize, open_interpreter, quantize, to_float
+from tfcompress.tflite.evaluate import as_arrays, checked_inputs, dequantize, open_interpreter, quantize
 from tfcompress.tflite.export import plain_name
 
 BATCH = 32
@@ -64,28 +64,33 @@ class Comparison:
 def compare(a, b, x):
     """Compares two models layer by layer, to find where a quantized or pruned one goes wrong.
 
-    Layers are matched by name and left out where one side does not have them or has them in another shape. A .tflite
-    file written by `export_tflite` names the output of a fused group after its last layer: of Conv2D,
+    Layers are matched by name and left out where one side does not have them or has them in another shape. A model
+    inside a model counts as one layer. Probabilities at the end are called "softmax", whatever the layer's name. A
+    .tflite file written by `export_tflite` names the output of a fused group after its last layer: of Conv2D,
     BatchNormalization and ReLU that became one operation, only the ReLU is compared.
 
     Args:
         a: the reference: a Keras 3 or tf_keras model, or the path of a .tflite file.
         b: the other: the same.
-        x: inputs (N, *input shape): float, or uint8 pixels, which are divided by 255. A few dozen are enough.
+        x: inputs (N, *input shape): float, or uint8 pixels, which are divided by 255; for models with several inputs a
+            list of them, in the order of `model.inputs`. A few dozen are enough.
 
     Returns:
         A `Comparison`.
 
     Raises:
-        ValueError: no layer has the same name and shape in both; x is empty; a model takes integers.
+        ValueError: no layer has the same name and shape in both; x is empty or does not fit; a model takes integers.
     """
-    x = to_float(x)
-    if len(x) == 0:
-        raise ValueError(f"x must hold at least one input. Received: shape {x.shape}")
-    layers_a, layers_b = _layers_of(a), _layers_of(b)
+    (count, layers_a), (count_b, layers_b) = _layers_of(a), _layers_of(b)
+    if count != count_b:
+        raise ValueError(f"{a} and {b} must have equally many inputs. Received: {count} and {count_b}")
+    arrays = as_arrays(x, count)
+    if len(arrays[0]) == 0:
+        raise ValueError(f"x must hold at least one input. Received: shape {arrays[0].shape}")
     signal, noise, shapes = {}, {}, {}
-    for start in range(0, len(x), BATCH):
-        ours, theirs = (layers(x[start : start + BATCH]) for layers in (layers_a, layers_b))
+    for start in range(0, len(arrays[0]), BATCH):
+        batch = [array[start : start + BATCH] for array in arrays]
+        ours, theirs = layers_a(batch), layers_b(batch)
         for name, values in ours.items():
             if name in theirs and theirs[name].shape == values.shape:
                 reference, other = values.astype(np.float64), theirs[name].astype(np.float64)
@@ -104,38 +109,45 @@ def _decibel(signal, noise):
 
 
 def _layers_of(model):
-    """A function from inputs to {layer name: output}, in graph order."""
+    """The number of inputs, and a function from a list of as many arrays to {layer name: output}, in graph order."""
     return _file_layers(model) if isinstance(model, str | os.PathLike) else _keras_layers(model)
 
 
 def _keras_layers(model):
+    from tfcompress.graph import check_takes_floats
+    from tfcompress.outputs import as_logits, ends_in_softmax, with_softmax
+
     check_takes_floats(model)
     if any(base.__module__.startswith("tf_keras.") for base in type(model).__mro__):
         import tf_keras as keras
     else:
         import keras
-    from tfcompress.outputs import as_logits, ends_in_softmax, with_softmax
-
-    outputs = {}
     if keras.__name__ == "keras" and ends_in_softmax(model):
         # As in a file: logits under the name of the last layer, then probabilities as "softmax".
         with contextlib.suppress(ValueError):  # no classifier
             model = with_softmax(as_logits(model)[0])
-    for layer in model.layers:
-        try:
-            output = layer.output
-        except (AttributeError, ValueError):
-            continue  # used more than once: no single output
-        if type(layer).__name__ != "InputLayer" and not isinstance(output, list | tuple | dict):
-            outputs[plain_name(layer.name)] = output
-    probe = keras.Model(model.inputs[0], list(outputs.values()))
+    outputs = _outputs(model)
+    if ends_in_softmax(model):
+        outputs = {"softmax" if x is model.outputs[0] else name: x for name, x in outputs.items()}
+    single = len(model.inputs) == 1
+    probe = keras.Model(model.inputs[0] if single else model.inputs, list(outputs.values()))
     probe.run_eagerly = True  # tracing takes longer than the few batches
 
-    def layers(x):
-        values = probe.predict_on_batch(x)
+    def layers(arrays):
+        values = probe.predict_on_batch(arrays[0] if single else arrays)
         return dict(zip(outputs, values if isinstance(values, list) else [values]))
 
-    return layers
+    return len(model.inputs), layers
+
+
+def _outputs(model):
+    """{layer name: output tensor} of the layers that are called once and have one output."""
+    from tfcompress.graph import layer_calls
+
+    names = {layer.name for layer in model.layers}
+    calls = [(operation.name, tensors) for operation, tensors in layer_calls(model) if operation.name in names]
+    counts = collections.Counter(name for name, _ in calls)
+    return {plain_name(name): xs[0] for name, xs in calls if counts[name] == len(xs) == 1}
 
 
 def _file_layers(path):
@@ -144,16 +156,18 @@ def _file_layers(path):
     # Delegates keep what lies inside their partitions to themselves.
     resolver = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
     interpreter = open_interpreter(path, experimental_preserve_all_tensors=True, experimental_op_resolver_type=resolver)
-    source = interpreter.get_input_details()[0]
-    named = [d for d in interpreter.get_tensor_details() if d["name"] and d["index"] != source["index"]]
+    sources = interpreter.get_input_details()
+    inputs = [source["index"] for source in sources]
+    named = [d for d in interpreter.get_tensor_details() if d["name"] and d["index"] not in inputs]
 
-    def layers(x):
+    def layers(arrays):
         rows = {detail["name"]: [] for detail in named}
-        for image in x:
-            interpreter.set_tensor(source["index"], quantize(image[None], source))
+        for example in zip(*checked_inputs(arrays if len(sources) > 1 else arrays[0], sources)):
+            for values, source in zip(example, sources):
+                interpreter.set_tensor(source["index"], quantize(values[None], source))
             interpreter.invoke()
             for detail in named:
                 rows[detail["name"]].append(dequantize(interpreter.get_tensor(detail["index"]), detail))
         return {name: np.concatenate(values) for name, values in rows.items()}
 
-    return layers
+    return len(sources), layers

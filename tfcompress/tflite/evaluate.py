@@ -67,7 +67,7 @@ def predict_tflite(path, x):
     """
     interpreter = open_interpreter(path, threads=THREADS)
     sources, target = interpreter.get_input_details(), interpreter.get_output_details()[0]
-    arrays = _checked_inputs(x, sources)
+    arrays = checked_inputs(x, sources)
     outputs, count = [], len(arrays[0])
     batch = _resize(interpreter, min(BATCH, count))
     for start in range(0, count, batch):
@@ -127,7 +127,20 @@ def to_float(x):
     return x.astype(np.float32) / np.float32(255) if x.dtype == np.uint8 else x.astype(np.float32)
 
 
-def _checked_inputs(x, sources):
+def as_arrays(x, count):
+    """The inputs of a model that has so many of them as a list of float arrays, equally many examples each."""
+    arrays = list(x) if isinstance(x, list | tuple) and count > 1 else [x]
+    if isinstance(x, dict) or len(arrays) != count or len({len(array) for array in arrays}) > 1:
+        shapes = ", ".join(str(np.shape(array)) for array in arrays)
+        received = "a dict" if isinstance(x, dict) else f"shapes {shapes}"
+        raise ValueError(
+            f"The model has {count} inputs: x must be an array of examples for each, equally many, in a list if there "
+            f"are several. Received: {received}"
+        )
+    return [to_float(array) for array in arrays]
+
+
+def checked_inputs(x, sources):
     """One float array for each input of the file."""
     for source in sources:
         if np.issubdtype(source["dtype"], np.integer) and source["quantization"][0] == 0:
@@ -135,12 +148,7 @@ def _checked_inputs(x, sources):
                 f"The file takes {np.dtype(source['dtype']).name} without a scale, where pixels / 255 would become 0. "
                 "Expected float or quantized inputs: export a model that takes floats"
             )
-    arrays = [to_float(array) for array in ([x] if len(sources) == 1 else x)]
-    if len(arrays) != len(sources) or len({len(array) for array in arrays}) > 1:
-        raise ValueError(
-            f"The file has {len(sources)} inputs: x must be a list of as many arrays of equally many examples. "
-            f"Received: shapes {', '.join(str(array.shape) for array in arrays)}"
-        )
+    arrays = as_arrays(x, len(sources))
     for array, source in zip(arrays, sources):
         if len(array) == 0 or array.shape[1:] != tuple(source["shape"][1:]):
             shape = ", ".join(map(str, source["shape"][1:]))

@@ -10,7 +10,6 @@ import numpy as np
 
 from tfcompress.errors import UnsupportedLayerError
 from tfcompress.files import replacing
-from tfcompress.graph import check_takes_floats
 from tfcompress.tflite import flatbuffer
 
 PRECISIONS = ("float32", "float16", "dynamic", "int8", "int16x8")
@@ -94,6 +93,8 @@ def export_tflite(model, path, precision="int8", calibration=None, *, softmax=Fa
 
 
 def _check_model(model):
+    from tfcompress.graph import check_takes_floats
+
     bases = {base.__name__ for base in type(model).__mro__}
     if not bases & {"Functional", "Sequential"}:
         raise ValueError(
@@ -303,9 +304,14 @@ def _tensors(layer, side):
 
 
 def _output_name(model):
-    for layer in model.layers:
-        if any(tensor is model.outputs[0] for tensor in _tensors(layer, "output")):
-            return plain_name(layer.name)
+    from tfcompress.graph import layer_calls
+    from tfcompress.outputs import ends_in_softmax
+
+    if ends_in_softmax(model):
+        return "softmax"
+    for operation, tensors in layer_calls(model):
+        if any(tensor is model.outputs[0] for tensor in tensors):
+            return plain_name(operation.name)
     return "output"
 
 

@@ -58,8 +58,11 @@ def strip(data, layer_names=None, input_names=(), output_name=None):
     for graph in model.subgraphs:
         graph.name = None
         names = _names(model, graph, layer_names or (lambda *_: (None, ())))
+        if output_name:
+            # A sigmoid is an operation of its own, behind what would be called after the same layer.
+            names = {index: name for index, name in names.items() if name != output_name}
+            names.update(dict.fromkeys(graph.outputs, output_name))
         names.update(zip(graph.inputs, input_names))
-        names.update(dict.fromkeys(graph.outputs, output_name) if output_name else {})
         for index, tensor in enumerate(graph.tensors):
             tensor.name = names.get(index)
             if tensor.quantization is not None and tensor.quantization.scale is None:
