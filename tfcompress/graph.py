@@ -130,7 +130,17 @@ def layer_calls(model):
 
     Returns:
         A list of (layer or raw operation, list of its output tensors).
+
+    Raises:
+        ValueError: the model is subclassed or not built.
     """
+    if isinstance(model, keras.Model):
+        model_inputs(model)
+    elif not hasattr(model, "_nodes_by_depth"):
+        raise ValueError(
+            f"Model {model.name!r} is subclassed or not built: its layers are not known. Expected a functional or "
+            "Sequential model with an Input"
+        )
     if isinstance(model, keras.Sequential):
         model = keras.Model(model.inputs, model.outputs)
     nodes = _nodes(model)

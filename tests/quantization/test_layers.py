@@ -151,9 +151,56 @@ def test_other_layers_that_are_called_twice_are_refused(build):
         quantize_wrap(build())
 
 
+class Subclassed(tf_keras.Model):
+    def call(self, x):
+        return x
+
+
+@pytest.mark.parametrize("build", [Subclassed, lambda: tf_keras.Sequential([tf_keras.layers.Dense(3)])])
+def test_models_whose_layers_are_not_known_are_refused(build):
+    with pytest.raises(ValueError, match="is subclassed or not built"):
+        quantize_wrap(build())
+
+
 def unsupported(layer, shape=(6, 6, 4)):
     inputs = keras.Input(shape)
     return keras.Model(inputs, layers.Dense(2)(layer(inputs)))
+
+
+def transposed_relu(library, *behind, activation=None):
+    inputs = x = library.Input((6, 6, 4))
+    for layer in (library.layers.Conv2DTranspose(4, 3, activation=activation, name="odd"), *behind):
+        x = layer(x)
+    return library.Model(inputs, x)
+
+
+def merge_of_three(layer):
+    inputs = keras.Input((6, 6, 4))
+    return keras.Model(inputs, layer([inputs, inputs, layers.ReLU()(inputs)]))
+
+
+@pytest.mark.parametrize(
+    ("build", "way_out"),
+    [
+        (lambda: transposed_relu(keras, activation="relu"), "put a BatchNormalization between"),
+        (lambda: transposed_relu(keras, layers.ReLU()), "put a BatchNormalization between"),
+        (lambda: transposed_relu(tf_keras, tf_keras.layers.Activation("relu")), "put a BatchNormalization between"),
+        (lambda: merge_of_three(layers.Add(name="odd")), "Received: 3; make several layers"),
+        (lambda: merge_of_three(layers.Multiply(name="odd")), "Received: 3; make several layers"),
+    ],
+)
+def test_what_would_stay_float_in_the_file_is_refused_before_the_training(build, way_out):
+    with pytest.raises(UnsupportedLayerError, match=f"'odd'.*{way_out}"):
+        quantize_wrap(build())
+
+
+@pytest.mark.parametrize(
+    "behind", [(layers.BatchNormalization(), layers.ReLU()), (layers.Conv2D(4, 3, activation="relu"),)]
+)
+def test_transposed_convolution_before_other_layers_is_integer_only(behind):
+    wrapped = quantize_wrap(transposed_relu(keras, *behind))
+    calibrate(wrapped, np.random.default_rng(0).random((8, 6, 6, 4), np.float32))
+    assert Int8File(convert(wrapped)).float_tensors() == []
 
 
 @pytest.mark.parametrize(
