@@ -219,6 +219,44 @@ def test_model_of_keras_2_computes_the_same(tmp_path, rng, build, suffix):
     assert len(loaded.trainable_weights) == len(model.trainable_weights)
 
 
+def keras2_tensorflow_initializers():
+    """As EfficientNetV2 of tf.keras.applications has them."""
+    normal, zeros = tf.random_normal_initializer(0.0, 0.02), tf.constant_initializer(0.0)
+    dense = tf_keras.layers.Dense(4, kernel_initializer=normal, bias_initializer=zeros)
+    return tf_keras.Sequential([tf_keras.Input((3,)), dense])
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".keras"])
+def test_initializers_of_tensorflow_are_stock(tmp_path, suffix):
+    model, path = keras2_tensorflow_initializers(), tmp_path / f"model{suffix}"
+    model.save(path)
+    np.testing.assert_allclose(load_model(path)(np.eye(3)), np.asarray(model(np.eye(3))), atol=1e-6)
+
+
+def test_nothing_else_of_their_module_is_imported(tmp_path):
+    path = tmp_path / "model.keras"
+    for name, module in (("ops", "init_ops_v2"), ("Constant", "init_ops"), ("Constant", "init_ops_v2.ops")):
+        keras2_tensorflow_initializers().save(path)
+
+        def rename(members, name=name, module=module):
+            config = json.loads(members["config.json"])
+            initializer = config["config"]["layers"][1]["config"]["bias_initializer"]
+            initializer.update(module=f"tensorflow.python.ops.{module}", class_name=name)
+            members["config.json"] = json.dumps(config).encode()
+
+        rewritten(path, rename)
+        assert f"{name} {{'value': 0.0}} is a custom object" in refused(path)
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".keras"])
+def test_model_of_keras_2_with_named_inputs_computes_the_same(tmp_path, rng, suffix):
+    a, b = tf_keras.Input((4,), name="a"), tf_keras.Input((5,), name="b")
+    model = tf_keras.Model({"b": b, "a": a}, tf_keras.layers.Dense(2)(tf_keras.layers.Concatenate()([b, a])))
+    model.save(tmp_path / f"model{suffix}")
+    x = {name: rng.random((3, size), np.float32) for name, size in (("a", 4), ("b", 5))}
+    np.testing.assert_allclose(load_model(tmp_path / f"model{suffix}")(x), np.asarray(model(x)), atol=1e-6)
+
+
 def test_lambda_of_keras_2_is_refused(tmp_path):
     wrapped = tf_keras.layers.TimeDistributed(tf_keras.layers.Lambda(lambda x: x, name="same"))
     tf_keras.Sequential([tf_keras.Input((3, 4)), wrapped]).save(tmp_path / "model.h5")

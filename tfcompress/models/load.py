@@ -9,7 +9,7 @@ import h5py
 import keras
 import numpy as np
 
-from tfcompress.graph import arguments_of
+from tfcompress.graph import arguments_of, input_structure
 
 _MODELS = ("Functional", "Model", "Sequential")
 _NOT_LAYERS = ("Policy", "TFOpLambda", "__keras_tensor__", "__numpy__", "__tensor__", "__ellipsis__", "__slice__")
@@ -177,8 +177,10 @@ def _is_stock(entry):
 
 def _is_stock_of_keras2(entry):
     # tf_keras would import any module that a file names, so nothing but public classes may reach it.
-    root = str(entry.get("module", "keras")).split(".")[0]
-    return _is_public(entry) and root in ("keras", "tf_keras", "builtins")
+    module = str(entry.get("module", "keras"))
+    if module == "tensorflow.python.ops.init_ops_v2":  # where those of EfficientNetV2 come from
+        return hasattr(keras.initializers, entry["class_name"])
+    return _is_public(entry) and module.split(".")[0] in ("keras", "tf_keras", "builtins")
 
 
 def _is_public(entry):
@@ -323,10 +325,12 @@ def _check_same_outputs(path, source, target, tolerance=1e-4):
     # Two examples, of size 64 where the model takes any; as integers, they are 0 and 1.
     shapes = [[2, *(size or 64 for size in x.shape[1:])] for x in source.inputs]
     inputs = [rng.uniform(0, 2, shape).astype(x.dtype.name) for x, shape in zip(source.inputs, shapes)]
-    inputs = inputs[0] if len(inputs) == 1 else inputs
     expected, got = (
-        [np.asarray(output, "float32") for output in keras.tree.flatten(model(inputs, training=False))]
-        for model in (source, target)
+        [np.asarray(output, "float32") for output in keras.tree.flatten(model(arguments, training=False))]
+        for model, arguments in (
+            (source, inputs[0] if len(inputs) == 1 else inputs),
+            (target, keras.tree.pack_sequence_as(input_structure(target), inputs)),
+        )
     )
     for a, b in zip(expected, got, strict=True):
         if not np.allclose(a, b, rtol=0, atol=tolerance * np.abs(a).max()):
