@@ -7,6 +7,7 @@ from keras import layers
 
 from tfcompress.keras2 import to_tf_keras
 from tfcompress.models import lenet5
+from tfcompress.quantization import quantize_wrap
 from tfcompress.sparsity import allocate, prunable_kernels, sparsity_of
 
 
@@ -71,6 +72,38 @@ def test_impossible_allocations_are_refused():
         allocate(model, 0.1, {"fc1": 0.9})
     with pytest.raises(ValueError, match="'magic'"):
         allocate(model, 0.5, "magic")
+
+
+def test_model_without_prunable_layers_is_refused():
+    frozen = lenet5()
+    frozen.trainable = False
+    with pytest.raises(ValueError, match=r"no weights to prune.*Received: conv1, conv2, fc1, logits\. Set trainable"):
+        allocate(frozen, 0.5)
+    recurrent = keras.Sequential([keras.Input((4, 3)), layers.LSTM(2, name="lstm")])
+    with pytest.raises(ValueError, match="Received: lstm"):
+        allocate(recurrent, 0.5)
+    with pytest.raises(ValueError, match="Received: no kernels"):
+        allocate(keras.Sequential([keras.Input((4, 3)), layers.Flatten()]), 0.5)
+    assert allocate(frozen, 0.0) == {}
+
+
+def test_frozen_layers_count():
+    model = lenet5()
+    for name in ("conv1", "fc1"):
+        model.get_layer(name).kernel.assign(0 * model.get_layer(name).kernel)
+    expected = sparsity_of(model)
+    assert expected == pytest.approx((500 + 400_000) / 430_500)
+    model.get_layer("fc1").trainable = False
+    assert sparsity_of(model) == sparsity_of(to_tf_keras(model)) == expected
+    assert set(prunable_kernels(model)) == {"conv1", "conv2", "logits"}
+    assert sparsity_of(quantize_wrap(model)) == expected
+
+
+def test_fixed_convolutions_of_quantization_do_not_count():
+    inputs = keras.Input((6, 6, 4))
+    x = layers.BatchNormalization()(layers.Rescaling(2.0)(inputs))
+    model = keras.Model(inputs, layers.Conv2D(2, 1, kernel_initializer="zeros")(layers.ReLU()(x)))
+    assert sparsity_of(quantize_wrap(model)) == sparsity_of(model) == 1
 
 
 def test_sparsity_counts_kernels_only_in_both_frameworks():

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from tfcompress.errors import listed
+
 _PRUNABLE = frozenset(
     {
         "Dense",
@@ -12,7 +14,10 @@ _PRUNABLE = frozenset(
 
 
 def sparsity_of(model):
-    """The fraction of exact zeros among all prunable kernels of a model.
+    """The fraction of exact zeros among the kernels of all convolutions and dense layers of a model, also frozen ones.
+
+    Recurrent layers, attention, EinsumDense and layers inside a TimeDistributed or SpectralNormalization do not count,
+    nor do the identities that quantization-aware training adds.
 
     Args:
         model: a Keras 3 or tf_keras model, also one wrapped for quantization-aware training.
@@ -20,12 +25,14 @@ def sparsity_of(model):
     Returns:
         A float in [0, 1].
     """
-    values = [np.ravel(kernel) for kernels in prunable_kernels(model).values() for kernel in kernels]
+    values = [np.ravel(kernel) for kernels in _kernels(model, _is_of_the_network).values() for kernel in kernels]
     return float(sum(np.sum(value == 0) for value in values) / max(sum(map(np.size, values)), 1))
 
 
 def prunable_kernels(model):
     """The kernels of all trainable convolutions (depthwise ones included) and dense layers.
+
+    Frozen layers, and those that `sparsity_of` leaves out, stay as they are.
 
     Args:
         model: a Keras 3 or tf_keras model.
@@ -33,18 +40,33 @@ def prunable_kernels(model):
     Returns:
         {layer name: list of variables}; a layer of a nested model is named "outer/inner".
     """
+    return _kernels(model, lambda layer: _unwrapped(layer).trainable)
+
+
+def _kernels(model, counts):
     found = {}
     for layer in model.layers:
         if hasattr(layer, "layers"):
-            inner = prunable_kernels(layer)
-            found.update({f"{layer.name}/{name}": kernels for name, kernels in inner.items()})
+            nested = _kernels(layer, counts)
+            found.update({f"{layer.name}/{name}": kernels for name, kernels in nested.items()})
             continue
-        inner = layer.layer if type(layer).__name__ == "QuantizeWrapperV2" else layer
-        if type(inner).__name__ in _PRUNABLE and inner.trainable:
+        inner = _unwrapped(layer)
+        if type(inner).__name__ in _PRUNABLE and counts(layer):
             # The wrapper's weights, by the variables' names: quantization puts a tensor in the place of the inner
             # layer's attribute.
             found[inner.name] = [v for v in layer.weights if v.name.split("/")[-1].split(":")[0].endswith("kernel")]
     return found
+
+
+def _unwrapped(layer):
+    return layer.layer if type(layer).__name__ == "QuantizeWrapperV2" else layer
+
+
+def _is_of_the_network(layer):
+    """False for the fixed 1x1 depthwise convolutions that quantization-aware training puts in for scalings."""
+    inner = _unwrapped(layer)
+    fixed = inner is not layer and not inner.trainable
+    return not (fixed and type(inner).__name__ == "DepthwiseConv2D" and inner.kernel_size == (1, 1))
 
 
 def allocate(model, sparsity, allocation="lamp"):
@@ -64,10 +86,17 @@ def allocate(model, sparsity, allocation="lamp"):
         {layer name: sparsity in [0, 1)} for all prunable layers.
 
     Raises:
-        ValueError: a sparsity outside [0, 1), an unknown layer or allocation, or a total that cannot be reached.
+        ValueError: a sparsity outside [0, 1), an unknown layer or allocation, a total that cannot be reached, or no
+            prunable layer.
     """
     check_sparsity(sparsity)
     weights = {name: np.concatenate([np.ravel(k) for k in ks]) for name, ks in prunable_kernels(model).items()}
+    if sparsity > 0 and not weights:
+        others = [layer.name for layer in model.layers if any(len(weight.shape) > 1 for weight in layer.weights)]
+        raise ValueError(
+            f"{model.name!r} has no weights to prune: trainable convolutions or dense layers are expected. Received: "
+            f"{listed(others) or 'no kernels'}. Set trainable = True where they are frozen"
+        )
     fixed = allocation if isinstance(allocation, dict) else {}
     for name, value in fixed.items():
         check_sparsity(value, f"allocation[{name!r}]")
