@@ -140,19 +140,24 @@ def _route(spreads):
 
 
 def _norms(summary, norms):
+    """A row for each pruned network: how the norms of what it kept spread, before the norms of all filters."""
     import matplotlib.figure
 
-    figure = matplotlib.figure.Figure((4 * len(norms), 3.4), layout="constrained")
+    names = list(dict.fromkeys(name for variants in norms.values() for name in variants if name != "before"))
+    figure = matplotlib.figure.Figure((4 * len(norms), 1 + 1.4 * len(names)), layout="constrained")
     figure.suptitle(f"{summary.experiment}, {summary.profile}: distribution of filter norms before and after")
-    for column, (title, variants) in enumerate(norms.items(), 1):
-        axes = figure.add_subplot(1, len(norms), column)
+    columns = figure.subplots(len(names), len(norms), squeeze=False, sharex="col").T
+    for panels, (title, variants) in zip(columns, norms.items()):
         edges = np.linspace(min(variants["before"]), max(variants["before"]), 16)
-        for name, values in variants.items():
-            density, _ = np.histogram(values, edges, density=True)
-            axes.stairs(density, edges, label=name, fill=name == "before", alpha=0.4 if name == "before" else 1)
-        axes.set_title(title, fontsize=9)
-        axes.set_xlabel("norm / mean of the layer")
-    axes.legend(fontsize=7)
+        for axes, name in zip(panels, names):
+            for values, label, fill in ((variants["before"], "all", True), (variants.get(name), "kept", False)):
+                if values:
+                    density, _ = np.histogram(values, edges, density=True)
+                    axes.stairs(density, edges, label=label, fill=fill, alpha=0.4 if fill else 1)
+            axes.set_title(name, fontsize=8)
+        panels[0].set_title(f"{title}\n{names[0]}", fontsize=8)
+        panels[-1].set_xlabel("norm / mean of the layer")
+    panels[0].legend(fontsize=7)
     return figure
 
 
