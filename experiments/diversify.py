@@ -18,6 +18,7 @@ A variant is written criterion-point, with an option behind it:
     diversity-given                   at the thresholds of --thresholds
     redundancy-tau0.54                at one threshold for all layers (Ayinde & Zurada 2018)
     diversity-b-nodistill             fine-tuned on the labels alone, without the baseline as a teacher
+    diversity-b-iterative             in four steps, each with a quarter of the epochs
 
 Other criteria than diversity (l1-b, l2-given, ...) get the widths that diversity has at that point, and choose filters
 of their own. All variants have the same fine-tuning budget. With --variants only those are trained, and added to what
@@ -46,6 +47,7 @@ OUR_POINTS = {"a": (0.3, 0.3), "b": (0.5, 0.5)}
 COMPARED = ("l1-b", "redundancy-b", "redundancy-tau0.54", "geometric_median-b", "random-b")
 MODELS = r"vgg16|resnet\d+|densenet(-bc)?\d+"
 CUTS = r"params(\d+(?:\.\d+)?)-macs(\d+(?:\.\d+)?)"
+STEPS = 4  # of iterative pruning
 LARGEST_SHIPPED = 10_000_000  # bytes of a pruned network that goes into the results
 
 
@@ -64,7 +66,8 @@ class Config(filters.Config):
         if not re.fullmatch(MODELS, self.model):
             raise ValueError(f"model must be vgg16, resnet20, densenet40, densenet-bc40, ... Received: {self.model!r}")
         for name in self.variants:
-            parse(name, self)
+            if parse(name, self).steps > self.finetune_epochs:
+                raise ValueError(f"{name} takes at least {STEPS} finetune_epochs. Received: {self.finetune_epochs}")
         filters.check_quantized(self, self.variants or default_variants(self))
 
 
@@ -76,11 +79,13 @@ class Pruning:
         criterion: which filters go.
         cuts: (parameters, MACs) to remove, fractions; None for the given thresholds, or the criterion's own.
         distill: whether the baseline teaches.
+        steps: in how many steps the filters go.
     """
 
     criterion: object
     cuts: tuple | None
     distill: bool
+    steps: int
 
 
 def parse(name, config):
@@ -93,25 +98,27 @@ def parse(name, config):
     from tfcompress import criteria
 
     points = POINTS.get((config.model, config.dataset), OUR_POINTS)
-    match = re.fullmatch(rf"(\w+)-({'|'.join(points)}|given|tau(\d*\.?\d+)|{CUTS})(-nodistill)?", name)
+    match = re.fullmatch(rf"(\w+)-({'|'.join(points)}|given|tau(\d*\.?\d+)|{CUTS})(-nodistill)?(-iterative)?", name)
     if not match:
         raise ValueError(
             f"a variant of {config.model} on {config.dataset} is written criterion-point, with a point of "
-            f"{', '.join(points)}, given, params<percent>-macs<percent> or tau<cosine>, and with -nodistill behind it "
-            f"if labels alone fine-tune it (diversity-b). Received: {name!r}"
+            f"{', '.join(points)}, given, params<percent>-macs<percent> or tau<cosine>, with -nodistill behind it if "
+            f"labels alone fine-tune it, and -iterative if it is pruned in steps (diversity-b). Received: {name!r}"
         )
-    criterion, point, tau, params, macs, nodistill = match.groups()
+    criterion, point, tau, params, macs, nodistill, iterative = match.groups()
     criterion = criteria.get(criterion)
     if point == "given" and not config.thresholds:
         raise ValueError(f"{name} needs --thresholds: a cosine for each layer, front to back")
     if tau and not isinstance(criterion, criteria.Diversity | criteria.Redundancy):
         raise ValueError(f"{name}: only diversity and redundancy have a threshold")
+    if tau and iterative:
+        raise ValueError(f"{name}: only cuts are spread over steps, not a threshold for all layers")
     if tau:
-        return Pruning(type(criterion)(float(tau)), None, not nodistill)
+        return Pruning(type(criterion)(float(tau)), None, not nodistill, 1)
     cuts = (float(params) / 100, float(macs) / 100) if params else points.get(point)
     if cuts and not all(0 < cut < 1 for cut in cuts):
         raise ValueError(f"{name}: percents must lie between 0 and 100")
-    return Pruning(criterion, cuts, not nodistill)
+    return Pruning(criterion, cuts, not nodistill, STEPS if iterative else 1)
 
 
 def default_variants(config):
@@ -168,11 +175,13 @@ def run(task):
             split,
             pruning.criterion,
             pruning.distill,
+            steps=pruning.steps,
             skip=whole(unpruned),
             ratios=ratios,
         )
         networks[name], plans[name] = model, plan
-        task.publish_text(f"{name}.layers.csv", layers_csv(plan, thresholds if plan.criterion == "diversity" else {}))
+        decisive = plan.criterion == "diversity" and pruning.steps == 1
+        task.publish_text(f"{name}.layers.csv", layers_csv(plan, thresholds if decisive else {}))
         variants.append(measure.export(task, name, model, model, "float32"))
     diversified = [name for name in plans if name.startswith("diversity")]
     for name in config.quantized or diversified:

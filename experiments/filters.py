@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import numpy as np
 
@@ -125,7 +126,9 @@ def _train_or_load(task, model, split, ship):
         write_json(shipped.with_suffix(".json"), notes)
 
 
-def prune_and_finetune(task, name, unpruned, split, criterion, distill=True, soft=False, training=None, **budget):
+def prune_and_finetune(
+    task, name, unpruned, split, criterion, distill=True, soft=False, steps=1, training=None, **budget
+):
     """Prunes the baseline, and trains what is left.
 
     Args:
@@ -136,6 +139,8 @@ def prune_and_finetune(task, name, unpruned, split, criterion, distill=True, sof
         criterion: as for `prune_channels`.
         distill: whether the unpruned network teaches the pruned one.
         soft: whether filters are zeroed after every epoch of the fine-tuning, and removed at its end only.
+        steps: in how many steps the filters go, each with its share of the epochs; the widths of the last, which
+            `ratios` in the budget fix, are those of a single step.
         training: the `TrainingConfig`; that of `finetuning` if None.
         budget: the other arguments of `prune_channels`.
 
@@ -150,23 +155,59 @@ def prune_and_finetune(task, name, unpruned, split, criterion, distill=True, sof
     images = split.train[0][:1024].astype("float32") / 255
     if isinstance(criteria.get(criterion), criteria.Random):
         criterion = criteria.Random(task.seed)
+    training = training or finetuning(task)
     with task.stage(name) as directory:
         if soft:
             model = clone_uncompiled(unpruned)
             copy_weights(unpruned, model)
             pruning = SoftPruning(model, criterion, directory / "plan.json", **budget)
-            arguments["callbacks"] = [pruning]
-        else:
-            model, plan = _pruned(unpruned, criterion, budget, images, directory)
-        fit(model, *split.train, training or finetuning(task), directory=directory, **arguments)
-        if soft:
+            fit(model, *split.train, training, directory=directory, callbacks=[pruning], **arguments)
             plan = pruning.plan
             model = apply_plan(model, plan)
             # The filters that go had come back in the last epoch.
             recalibrate(model, images, batch_size=128)
+        elif steps == 1:
+            model, plan = _pruned(unpruned, criterion, budget, images, directory)
+            fit(model, *split.train, training, directory=directory, **arguments)
+        else:
+            model, plan = unpruned, None
+            for step, (ratios, epochs) in enumerate(_shares(unpruned, steps, training.epochs, **budget), 1):
+                print(f"   step {step} of {steps}", flush=True)
+                folder = directory / f"step{step}"
+                folder.mkdir(exist_ok=True)
+                model, narrower = _pruned(model, criterion, {**budget, "ratios": ratios}, images, folder)
+                # Other augmentations than in the steps before.
+                part = dataclasses.replace(training, epochs=epochs, seed=training.seed + 1000 * (step - 1))
+                fit(model, *split.train, part, directory=folder, **arguments)
+                plan = plan.then(narrower) if plan else narrower
         print(f"   {plan.params_reduction:.1%} of the parameters, {plan.macs_reduction:.1%} of the MACs removed")
     task.publish_text(f"{name}.plan.json", plan.to_json())
     return model, plan
+
+
+def _shares(unpruned, steps, epochs, *, ratios, skip):
+    """What each step of a pruning removes, and for how many epochs it is fine-tuned.
+
+    Every step removes the same fraction of the filters that the ones before have left.
+
+    Returns:
+        A list of ({layer: fraction of the filters it then has that goes}, epochs).
+    """
+    from tfcompress import ChannelGraph
+
+    sizes = {group.name: len(group) for group in ChannelGraph(unpruned, skip).groups}
+    kept = {
+        # Halves go down, as in prune_channels.
+        layer: [max(1, math.ceil(sizes[layer] * (1 - ratio) ** (step / steps) - 0.5)) for step in range(steps + 1)]
+        for layer, ratio in ratios.items()
+    }
+    return [
+        (
+            {layer: 1 - counts[step + 1] / counts[step] for layer, counts in kept.items()},
+            epochs * (step + 1) // steps - epochs * step // steps,
+        )
+        for step in range(steps)
+    ]
 
 
 def _pruned(unpruned, criterion, budget, images, directory):

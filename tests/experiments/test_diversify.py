@@ -17,6 +17,8 @@ def test_names_of_variants():
     assert parse("diversity-b", config).cuts == (0.607, 0.375)
     assert parse("l1-params78.6-macs46", config).cuts == pytest.approx((0.786, 0.46))
     assert not parse("random-a-nodistill", config).distill
+    assert parse("diversity-b", config).steps == 1
+    assert parse("l1-b-nodistill-iterative", config).steps == 4
     tau = parse("redundancy-tau0.54", config)
     assert (tau.criterion.name, tau.criterion.threshold, tau.cuts) == ("redundancy", 0.54, None)
     assert parse("geometric_median-given", config).cuts is None and config.thresholds == (0.5,)
@@ -121,6 +123,8 @@ def test_recorded_thresholds_given_again_make_the_same_network(smoke, run_experi
         ({"variants": ("l1-given",)}, "needs --thresholds"),
         ({"variants": ("l1-params150-macs50",)}, "between 0 and 100"),
         ({"variants": ("l1-tau0.5",)}, "only diversity and redundancy"),
+        ({"variants": ("diversity-tau0.5-iterative",)}, "only cuts are spread over steps"),
+        ({"variants": ("diversity-b-iterative",), "finetune_epochs": 3}, "at least 4 finetune_epochs. Received: 3"),
         ({"quantized": ("l3-b",)}, "geometric_median"),
         ({"quantized": ("diversity-b",), "variants": ("diversity-a",)}, "among the variants, diversity-a"),
         ({"thresholds": (1.5,)}, "cosines in"),

@@ -5,8 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 
+import tfcompress as tfc
 from experiments import filters
 from experiments.mobilenet import PROFILES
+from experiments.resnet import streams
 from experiments.runner import Run, Split
 from tfcompress.criteria import Random
 from tfcompress.models import resnet
@@ -66,3 +68,43 @@ def test_pruned_network_is_computed_once(tmp_path, rng, monkeypatch):
     for other in (budget, {"macs_reduction": 0.6}):
         with pytest.raises(AssertionError, match="pruned again"):
             filters._pruned(unpruned, "l2", other, images, tmp_path)
+
+
+def test_steps_remove_equal_shares_and_end_at_the_widths_of_one():
+    unpruned = resnet(8)
+    layers = [f"stage{stage}_block1_conv1" for stage in (1, 2, 3)]  # 16, 32 and 64 filters
+    ratios = dict(zip(layers, (0.9, 0.55, 0.0)))
+    steps = filters._shares(unpruned, 4, 10, ratios=ratios, skip=streams(unpruned))
+    assert [epochs for _, epochs in steps] == [2, 3, 2, 3]
+    widths = [[16, 32, 64]]
+    for shares, _ in steps:
+        widths.append([round(width * (1 - shares[layer]), 6) for width, layer in zip(widths[-1], layers)])
+    assert widths[1:] == [[9, 26, 64], [5, 21, 64], [3, 18, 64], [2, 14, 64]]
+    # 7.5 of 16 filters would stay: 7 do, in one step and in two.
+    _, plan = tfc.prune_channels(unpruned, "l1", ratios={layers[0]: 0.53125})
+    (first, _), (second, _) = filters._shares(unpruned, 2, 2, ratios={layers[0]: 0.53125}, skip=streams(unpruned))
+    assert len(plan.kept[layers[0]]) == 7 == round(16 * (1 - first[layers[0]]) * (1 - second[layers[0]]), 6)
+
+
+def test_pruning_in_steps(tmp_path, rng, capsys):
+    images, labels = rng.integers(0, 256, (64, 32, 32, 3), "uint8"), rng.integers(0, 10, 64)
+    split = Split((images, labels), (images[:8], labels[:8]), None)
+    config = dataclasses.replace(PROFILES["smoke"], finetune_epochs=3, precision="float32")
+    task = Run("resnet8", "smoke", 0, config, "", tmp_path / "runs", tmp_path / "results")
+    unpruned = resnet(8)
+    skip, ratios = streams(unpruned), dict.fromkeys([f"stage{stage}_block1_conv1" for stage in (1, 2, 3)], 0.5)
+
+    def pruned(name, steps):
+        return filters.prune_and_finetune(
+            task, name, unpruned, split, "l1", distill=False, steps=steps, skip=skip, ratios=ratios
+        )
+
+    (once, _), (model, plan) = pruned("once", 1), pruned("steps", 3)
+    assert tfc.profile(model) == tfc.profile(once)
+    assert [len(plan.kept[layer]) for layer in ratios] == [8, 16, 32]
+    assert tfc.profile(tfc.apply_plan(unpruned, plan)) == tfc.profile(model)
+    assert capsys.readouterr().out.count("epoch 1/1") == 3
+    again, same = pruned("steps", 3)
+    assert "epoch" not in capsys.readouterr().out and same.to_json() == plan.to_json()
+    for a, b in zip(model.get_weights(), again.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
