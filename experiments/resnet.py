@@ -22,6 +22,7 @@ scikit-learn's digits, as experiment "resnet<depth>-digits".
 """
 
 import dataclasses
+import functools
 import re
 
 import numpy as np
@@ -91,9 +92,14 @@ def parse(name):
     return Pruning(criteria.get(criterion), int(percent) / 100, widths == "first", not nodistill, bool(soft))
 
 
+def cut(model):
+    """The percentage of the MACs that all criteria are compared at."""
+    return CUT.get(model, 50)
+
+
 def default_variants(model):
     """The variants of a network at its published cut, and for ResNet110 those beyond it."""
-    names = tuple(name.format(CUT.get(model, 50)) for name in VARIANTS)
+    names = tuple(name.format(cut(model)) for name in VARIANTS)
     return (*names, *BEYOND) if model == "resnet110" else names
 
 
@@ -125,6 +131,7 @@ def run(task):
     from tfcompress.reporting import write_filter_norms
 
     config = task.config
+    chosen = functools.partial(select, percent=cut(config.model))
     task.experiment = config.model if config.dataset == "cifar10" else f"{config.model}-{config.dataset}"
     dataset, split = load_split(task, config.dataset, config.held_out, config.train_images, rgb=True)
     if dataset != config.dataset:
@@ -134,7 +141,7 @@ def run(task):
     variants = [measure.export(task, "float32", unpruned, unpruned, "float32")]
     networks = {"float32": unpruned}
     for name in config.variants or default_variants(config.model):
-        measure.record_so_far(task, dataset, split, variants, select)
+        measure.record_so_far(task, dataset, split, variants, chosen)
         pruning = parse(name)
         model, plan = filters.prune_and_finetune(
             task,
@@ -148,12 +155,12 @@ def run(task):
             skip=streams(unpruned) if pruning.first_only else (),
         )
         networks[name] = model
-        cut = macs_cut_papers(unpruned, plan)
-        variants.append(measure.export(task, name, model, model, "float32", macs_cut_papers=cut))
+        papers = macs_cut_papers(unpruned, plan)
+        variants.append(measure.export(task, name, model, model, "float32", macs_cut_papers=papers))
     for name in config.quantized or list(networks)[:2]:
-        measure.record_so_far(task, dataset, split, variants, select)
+        measure.record_so_far(task, dataset, split, variants, chosen)
         variants.append(filters.quantize(task, name, networks[name], unpruned, split))
-    measure.record(task, dataset, split, variants, select)
+    measure.record(task, dataset, split, variants, chosen)
     write_filter_norms(norms(unpruned, _plans(task)), task.result_directory)
     task.close()
 
@@ -209,9 +216,10 @@ def norms(unpruned, plans):
     return stages
 
 
-def select(rows):
-    """The pruned float network with the best held-out accuracy."""
-    pruned = [row for row in rows if row.macs_cut_papers is not None]
+def select(rows, percent):
+    """The pruned float network with the best held-out accuracy, of those with so many percent fewer MACs at least."""
+    whole = next((row.macs for row in rows if row.variant == "float32"), 0)
+    pruned = [row for row in rows if row.macs_cut_papers is not None and row.macs <= whole * (1 - percent / 100)]
     return max(pruned, key=lambda row: row.val_top1, default=None)
 
 

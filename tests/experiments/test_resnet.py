@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import tfcompress as tfc
-from experiments.resnet import PROFILES, Config, macs_cut_papers, parse, streams
+from experiments.resnet import PROFILES, Config, macs_cut_papers, parse, select, streams
 from tfcompress.models import resnet
-from tfcompress.reporting import read_records
+from tfcompress.reporting import Row, read_records
 
 
 @pytest.mark.parametrize(
@@ -30,6 +30,17 @@ def test_names_of_variants():
     assert (pruning.criterion.method, pruning.macs_reduction) == ("wasserstein", 0.62)
     assert pruning.first_only and not pruning.distill
     assert parse("l2-macs70-every").criterion.name == "l2"
+
+
+def test_selected_is_the_best_of_those_cut_enough():
+    def row(name, val_top1, macs, papers=0.5):
+        return Row(name, 0.9, 1, macs, 0.0, 1, 1, val_top1=val_top1, macs_cut_papers=papers)
+
+    unpruned, int8 = row("float32", 0.93, 100, None), row("l2-macs54-every-int8-qat", 0.93, 46, None)
+    pruned = [row("l2-macs40-first", 0.92, 60), row("l2-macs54-first", 0.90, 46), row("l2-macs70-every", 0.91, 30)]
+    assert select([unpruned, *pruned, int8], 54) is pruned[2]
+    assert select([unpruned, *pruned, int8], 40) is pruned[0]
+    assert select([unpruned, pruned[0], int8], 54) is None
 
 
 @pytest.fixture(scope="module")
