@@ -135,6 +135,27 @@ def _parser():
     )
 
     sub = command(
+        "factorize",
+        _factorize,
+        "replace layers by two thin ones each, of lower rank",
+        "model.keras -o thin.keras --macs-reduction 0.3 --data images.npz",
+    )
+    sub.add_argument("model", metavar="MODEL", help=_MODEL)
+    sub.add_argument("-o", "--output", help="the model of thin layers, .keras")
+    sub.add_argument("--macs-reduction", type=float, help="fraction of the multiply-accumulates to remove, or:")
+    sub.add_argument("--params-reduction", type=float, help="fraction of the parameters to remove, or:")
+    sub.add_argument("--energy", type=float, help="fraction of its squared norm that every kernel keeps at least")
+    sub.add_argument(
+        "--scheme",
+        choices=("spatial", "channel"),
+        help="of convolutions larger than 1x1: a column and a row, or all pixels and 1x1 (default: what costs less)",
+    )
+    sub.add_argument("--skip", type=_words, default=(), help="layers that stay whole, with commas")
+    sub.add_argument("--data", help=f"{_DATA}: BatchNorm statistics are measured anew on it")
+    _add_data_options(sub)
+    sub.add_argument("--dry-run", action="store_true", help="print ranks, parameters and MACs, write nothing")
+
+    sub = command(
         "finetune",
         _finetune,
         "train a model on, resumable; with a teacher, by distillation",
@@ -329,13 +350,33 @@ def _prune(options):
         return
     output = _output(options.output, ".keras")
     model, plan = tfc.prune_channels(model, **arguments)
-    if options.data:
-        from tfcompress.compression.compress import calibration_images
-
-        tfc.recalibrate(model, calibration_images(_data(options, model), 1024), batch_size=128)
+    _recalibrate(options, model)
     print(plan)
     _save(model, output)
     print(f"written: {write_text(output.with_suffix('.plan.json'), plan.to_json())}")
+
+
+def _factorize(options):
+    import tfcompress as tfc
+
+    if not options.output and not options.dry_run:
+        raise CommandError("give the file of the thinner model (-o thin.keras), or --dry-run")
+    output = None if options.dry_run else _output(options.output, ".keras")
+    names = ("energy", "macs_reduction", "params_reduction", "scheme", "skip")
+    model, plan = tfc.factorize(_load_model(options.model), **{name: getattr(options, name) for name in names})
+    print(plan)
+    if output:
+        _recalibrate(options, model)
+        _save(model, output)
+
+
+def _recalibrate(options, model):
+    """Measures BatchNorm statistics on the user's data, if they are given."""
+    if options.data:
+        import tfcompress as tfc
+        from tfcompress.compression.compress import calibration_images
+
+        tfc.recalibrate(model, calibration_images(_data(options, model), 1024), batch_size=128)
 
 
 def _finetune(options):

@@ -159,6 +159,8 @@ def test_profile_groups_and_dry_runs(files, capsys):
     assert code == 0 and "conv1" in out
     code, out, _ = run(capsys, "prune", files / "model.keras", "--macs-reduction", "0.5", "--dry-run")
     assert code == 0 and "int8 bytes" in out
+    code, out, _ = run(capsys, "factorize", files / "model.keras", "--energy", "0.5", "--dry-run")
+    assert code == 0 and "full rank" in out and "written" not in out
     code, out, _ = run(capsys, "compress", files / "model.keras", "--dry-run")
     assert code == 0 and "params_reduction=0.6" in out and "int8 bytes" in out and "bfloat16" not in out
     code, out, _ = run(capsys, "compress", files / "model.keras", "--dry-run", "--bfloat16")
@@ -268,6 +270,8 @@ def test_arrays_without_the_last_class_still_name_every_output(model, data, tmp_
         (["prune", "{model}", "--ratio", "1.5", "--dry-run"], 1, "ratio must be in (0, 1)"),
         (["prune", "{model}", "--ratio", "0.5", "--skip", "conv3", "--dry-run"], 1, "conv"),
         (["prune", "{model}", "--ratio", "0.5", "-o", "small.h5"], 2, "the output is a .keras file"),
+        (["factorize", "{model}", "--energy", "0.5"], 2, "-o thin.keras"),
+        (["factorize", "{model}", "--dry-run"], 1, "exactly one of energy, macs_reduction, params_reduction"),
         (["quantize", "{model}", "--data", "{data}", "-o", "nowhere/x.tflite"], 2, "there is no folder nowhere"),
         (["quantize", "{model}", "--data", "{data}", "--qat", "--precision", "float16", "-o", "x.tflite"], 2, "int8"),
         (["evaluate", "{model}", "--data", "{data}", "--scaling", "-1-1", "--class-names", "a,b"], 1, "class"),
