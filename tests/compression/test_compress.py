@@ -14,7 +14,8 @@ from keras import layers
 
 import tfcompress as tfc
 from tfcompress.cli import main
-from tfcompress.compression.compress import calibration_images, compress, input_range
+from tfcompress.compression.compress import calibration_images, compress, input_range, plan
+from tfcompress.compression.recipe import load_recipe
 from tfcompress.datasets import UserData
 from tfcompress.datasets.arrays import as_float
 from tfcompress.quantization import quantize_wrap
@@ -91,6 +92,22 @@ def test_float_model_is_a_plain_keras_model_with_the_zeros(done, data):
     assert dropout.rate == pytest.approx(0.25 * (dropout.output.shape[-1] / (16 * 5 * 5)) ** 0.5)
     plan = tfc.PruningPlan.from_json((done.folder / "plan.json").read_text())
     assert loaded.get_layer("conv2").filters == len(plan.kept["conv2"])
+
+
+def test_factorized_after_pruning(model, data, tmp_path):
+    steps = [{"prune": {"ratio": 0.25}}, {"factorize": {"params_reduction": 0.4}}, {"export": {"precision": "float32"}}]
+    pruned, low_rank = plan(model, load_recipe(steps))
+    assert low_rank.before.params == pruned.after.params
+    done = compress(model, data, steps, tmp_path / "out")
+    thin = tfc.profile(done.model)
+    assert thin.params == low_rank.after.params < 0.6 * tfc.profile(model).params
+    rows = {row["name"]: row for row in done.summary["layers"]}
+    assert sum(row["params_after"] for row in rows.values()) == thin.params
+    assert sum(row["macs_after"] for row in rows.values()) == thin.macs
+    parts = [layer.macs for layer in thin.layers if layer.name.startswith("conv2")]
+    assert len(parts) == 2 and rows["conv2"]["macs_after"] == sum(parts)
+    assert rows["conv2"]["channels_after"] == 12 == len(pruned.kept["conv2"])
+    assert "full rank" in (done.folder / "steps" / "2-factorize" / "ranks.txt").read_text()
 
 
 def test_same_call_reads_the_results_back(done, model, data, capsys):

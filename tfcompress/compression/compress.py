@@ -116,25 +116,26 @@ def compress(
 
 
 def plan(model, recipe):
-    """The plans of a recipe's prunings for a model, one after the other, without training: for a dry run.
+    """The plans of a recipe's steps that make a model smaller, one after the other, without training: for a dry run.
 
     Args:
         model: the Keras model.
         recipe: a `Recipe`.
 
     Returns:
-        List of `PruningPlan`.
+        List of `PruningPlan` and `LowRankPlan`.
     """
-    from tfcompress import prune_channels
+    from tfcompress import factorize, prune_channels
 
+    shrinking = {"prune": prune_channels, "factorize": factorize}
     plans = []
     for step in recipe.steps:
-        if step.kind == "prune":
+        if step.kind in shrinking:
             try:
-                model, pruned = prune_channels(model, **step.options)
+                model, made = shrinking[step.kind](model, **step.options)
             except ValueError as error:
                 raise ValueError(f"{step.place}: {error}") from error
-            plans.append(pruned)
+            plans.append(made)
     return plans
 
 
@@ -216,6 +217,16 @@ class _Run:
         print(f"   {plan.params_reduction:.1%} of the parameters, {_percent(plan.macs_reduction)} of the MACs removed")
         write_text(directory / "plan.json", plan.to_json())
         return f"pruned by {plan.criterion}"
+
+    def _factorize(self, step, directory):
+        from tfcompress import factorize, recalibrate
+
+        self.network, plan = factorize(self.network, **step.options)
+        self.trained = self.network
+        recalibrate(self.network, calibration_images(self.data, 1024), batch_size=128)
+        print(f"   {plan.params_reduction:.1%} of the parameters, {_percent(plan.macs_reduction)} of the MACs removed")
+        write_text(directory / "ranks.txt", f"{plan}\n")
+        return "factorized"
 
     def _finetune(self, step, directory):
         from tfcompress.training import fit
@@ -360,7 +371,7 @@ def _publish(run, recipe, source, command):
             "latency_ms": after.median,
         },
         "steps": run.rows,
-        "layers": _layers(profile(run.original), profile(run.network), run.original, run.network),
+        "layers": _layers(profile(run.original), profile(run.network)),
         "environment": environment(),
     }
     write_text(folder / "model.json", json.dumps(summary, indent=1) + "\n")
@@ -387,19 +398,23 @@ def _interface(path, scaling, softmax):
     return {"input": {**describe(source), "scaling": scaling}, "output": {**describe(target), "softmax": softmax}}
 
 
-def _layers(before, after, original, network):
-    """One row per layer with weights of the original; pruning keeps names."""
-    after = {layer.name: layer for layer in after.layers}
+def _layers(before, after):
+    """One row per layer with weights of the original; the second of two thin layers has its name, too."""
+    names = {layer.name for layer in before.layers}
+    parts = {}
+    for layer in after.layers:
+        name = layer.name if layer.name in names else layer.name.rstrip("_").removesuffix("_low_rank")
+        parts.setdefault(name, []).append(layer)
     return [
         {
             "name": layer.name,
             "kind": layer.kind,
             "channels_before": int(layer.output_shape[-1]),
-            "channels_after": int(after[layer.name].output_shape[-1]),
+            "channels_after": int(parts[layer.name][-1].output_shape[-1]),
             "params_before": layer.params,
-            "params_after": after[layer.name].params,
+            "params_after": sum(part.params for part in parts[layer.name]),
             "macs_before": layer.macs,
-            "macs_after": after[layer.name].macs,
+            "macs_after": sum(part.macs for part in parts[layer.name]),
         }
         for layer in before.layers
         if layer.macs

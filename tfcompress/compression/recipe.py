@@ -31,9 +31,17 @@ _TRAIN = {
     },
     "distill": (bool, "true or false: whether the model as it came teaches it"),
 }
+_FACTORIZE = {
+    "energy": (float, _FRACTION),
+    "macs_reduction": (float, _FRACTION),
+    "params_reduction": (float, _FRACTION),
+    "scheme": (str, "spatial or channel"),
+    "skip": (list, "a list of layer names"),
+}
 # What each kind of step takes; names and meanings are those of the Python API.
 OPTIONS = {
     "prune": _PRUNE,
+    "factorize": _FACTORIZE,
     "finetune": _TRAIN,
     "sparsify": {
         **_TRAIN,
@@ -56,7 +64,7 @@ class Step:
     """One step of a recipe.
 
     Attributes:
-        kind: prune, finetune, sparsify, qat or export.
+        kind: prune, factorize, finetune, sparsify, qat or export.
         options: {name: value}, as in the recipe.
         place: where it stands, for messages.
     """
@@ -207,10 +215,12 @@ def _checked(items):
         if (step.kind == "export") != (i == len(steps) - 1):
             raise RecipeError(f"{step.place}: the last step, and only it, is 'export: {{precision: int8}}'")
         earlier = set(kinds[:i])
-        if step.kind in ("prune", "finetune") and earlier & {"sparsify", "qat"}:
+        if step.kind in ("prune", "factorize", "finetune") and earlier & {"sparsify", "qat"}:
             raise RecipeError(
                 f"{step.place}: {step.kind} comes before sparsify and qat, whose zeros and ranges it undoes"
             )
+        if step.kind in ("prune", "factorize") and "factorize" in earlier:
+            raise RecipeError(f"{step.place}: factorize comes at most once, and after all prunings")
         if step.kind in ("sparsify", "qat") and (step.kind in earlier or "qat" in earlier):
             raise RecipeError(f"{step.place}: sparsify comes at most once, then qat at most once")
     precision = steps[-1].options.get("precision", "int8")
@@ -251,6 +261,8 @@ def _check_values(step, places):
     options = step.options
     if step.kind == "prune":
         _check_prune(options, places, step.place)
+    elif step.kind == "factorize":
+        _check_factorize(options, places, step.place)
     elif step.kind == "export":
         _check_choice("precision", options.get("precision", "int8"), PRECISIONS, places.get("precision", step.place))
     else:
@@ -283,8 +295,7 @@ def _check_prune(options, places, place):
     if both and options.get("scope") == "global":
         raise RecipeError(f"{places['scope']}: two reductions at once need scope layer. Received: 'global'")
     for name in targets:
-        if not 0 < options[name] < 1:
-            raise RecipeError(f"{places[name]}: {name} must be in (0, 1). Received: {options[name]}")
+        _check_fraction(name, options, places)
     for layer, value in options.get("ratios", {}).items():
         if not isinstance(value, int | float) or not 0 <= value < 1:
             raise RecipeError(
@@ -295,6 +306,23 @@ def _check_prune(options, places, place):
     usable = [name for name in REGISTRY if name != "taylor"]  # taylor needs data: the Python API takes it
     _check_choice("criterion", options.get("criterion", "l1"), usable, places.get("criterion"))
     _check_choice("scope", options.get("scope", "layer"), ("layer", "global"), places.get("scope"))
+
+
+def _check_factorize(options, places, place):
+    targets = [name for name in ("energy", "macs_reduction", "params_reduction") if name in options]
+    if len(targets) != 1:
+        raise RecipeError(
+            f"{place}: factorize needs exactly one of energy, macs_reduction, params_reduction. "
+            f"Received: {', '.join(targets) or 'none'}"
+        )
+    _check_fraction(targets[0], options, places)
+    if "scheme" in options:
+        _check_choice("scheme", options["scheme"], ("spatial", "channel"), places["scheme"])
+
+
+def _check_fraction(name, options, places):
+    if not 0 < options[name] < 1:
+        raise RecipeError(f"{places[name]}: {name} must be in (0, 1). Received: {options[name]}")
 
 
 def _check_choice(name, value, choices, place):
