@@ -189,20 +189,23 @@ def test_fused_batch_normalization_equals_keras(digits, filters):
 
 
 def test_bfloat16_batch_normalization_rounds_the_result_of_float32(rng):
-    """Statistics and gradients of a bfloat16 image are those of float32 arithmetic; only images are rounded."""
+    """Statistics and gradients of a bfloat16 image are those of float32 arithmetic; only images are rounded.
+
+    The gradient of the image is the difference of two, each rounded.
+    """
     import tensorflow as tf
 
-    from tfcompress.training.fast import _normalize_rows
+    from tfcompress.training.fast import _normalize_wide
 
     gamma, beta = tf.constant([0.5, -2.0, 1.0]), tf.constant([3.0, 0.0, -1.0])
-    x = tf.cast(rng.normal(5.0, 2.0, (16, 6, 7, 3)), "bfloat16")
-    upstream = tf.cast(rng.normal(size=(16, 6, 7, 3)), "bfloat16")
+    x = tf.cast(rng.normal(5.0, 2.0, (16, 6, 8, 3)), "bfloat16")
+    upstream = tf.cast(rng.normal(size=(16, 6, 8, 3)), "bfloat16")
 
     def run(dtype):
         pixels = tf.cast(x, dtype)
         with tf.GradientTape() as tape:
             tape.watch([pixels, gamma, beta])
-            outputs, mean, variance = _normalize_rows(pixels, gamma, beta, 1e-3)
+            outputs, mean, variance = _normalize_wide(pixels, gamma, beta, 1e-3)
             loss = tf.reduce_sum(tf.cast(outputs, "float32") * tf.cast(upstream, "float32"))
         assert outputs.dtype == dtype
         return [tf.cast(t, "float32") for t in (outputs, mean, variance, *tape.gradient(loss, [pixels, gamma, beta]))]
@@ -211,7 +214,8 @@ def test_bfloat16_batch_normalization_rounds_the_result_of_float32(rng):
         ("outputs", "mean", "variance", "to x", "to gamma", "to beta"), run("float32"), run("bfloat16")
     ):
         rounding = 2**-8 if name in ("outputs", "to x") else 1e-5
-        np.testing.assert_allclose(b, a, rtol=rounding, atol=1e-6, err_msg=name)
+        unit = np.abs(a).max() if name == "to x" else 1e-2
+        np.testing.assert_allclose(b, a, rtol=rounding, atol=rounding * unit, err_msg=name)
 
 
 @pytest.mark.parametrize("filters", [8, 10])

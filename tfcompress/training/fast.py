@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import math
 
 import keras
 
@@ -144,8 +145,8 @@ def _fused_batch_normalization():
             training = bool(training and self.trainable)
             gamma = tf.convert_to_tensor(self.gamma) if self.scale else tf.ones_like(self.moving_mean)
             beta = tf.convert_to_tensor(self.beta) if self.center else tf.zeros_like(self.moving_mean)
-            if training and _is_slow_in_the_fused_kernel(inputs):
-                outputs, mean, variance = _normalize_rows(inputs, gamma, beta, self.epsilon)
+            if training and _pixels_abreast(inputs):
+                outputs, mean, variance = _normalize_wide(inputs, gamma, beta, self.epsilon)
             else:
                 outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
                     x=inputs,
@@ -167,13 +168,18 @@ def _fused_batch_normalization():
     return FusedBatchNormalization
 
 
-def _is_slow_in_the_fused_kernel(x):
-    """Whether oneDNN, on a CPU, has no fast kernel for so many channels, as pruning leaves them.
+def _pixels_abreast(x):
+    """How many pixels side by side `_normalize_wide` takes where the fused kernel is slow; None where that is faster.
 
-    Its slow one takes 3 to 8 times as long as `_normalize_rows`, which needs a fixed image size.
+    On a CPU, oneDNN has no fast kernel for numbers of channels that do not fill whole blocks, as pruning leaves them:
+    its slow one takes 3 to 6 times as long as `_normalize_wide`, which needs an image size that k pixels divide.
     """
-    odd = x.shape[-1] % (4 if x.dtype == "float32" else 16) != 0
-    return odd and None not in x.shape[1:3] and not _has_gpu()
+    block = 4 if x.dtype == "float32" else 16
+    height, width, channels = x.shape[1:]
+    if channels % block == 0 or None in (height, width) or _has_gpu():
+        return None
+    abreast = 16 // math.gcd(channels, 16)
+    return abreast if height * width % abreast == 0 else None
 
 
 def _has_gpu():
@@ -182,11 +188,14 @@ def _has_gpu():
     return bool(tf.config.list_physical_devices("GPU"))
 
 
-def _normalize_rows(x, gamma, beta, epsilon):
-    """Batch normalization by batch statistics, computed on rows of pixels (N H, W C) with products and matrix products.
+def _normalize_wide(x, gamma, beta, epsilon):
+    """Batch normalization by batch statistics with the fast kernels, on images whose neighbouring pixels are channels.
+
+    With k pixels of C channels side by side, k C fills whole blocks. The fused kernels give statistics, and the sums of
+    the gradient, of each of the k pixels; together they are those of the channels.
 
     Args:
-        x: (N, H, W, C), float32 or bfloat16; the arithmetic is float32.
+        x: (N, H, W, C), float32 or bfloat16, where `_pixels_abreast` is not None; the arithmetic is float32.
         gamma, beta: (C,) float32.
         epsilon: added to the variance.
 
@@ -196,45 +205,54 @@ def _normalize_rows(x, gamma, beta, epsilon):
     import tensorflow as tf
 
     height, width, channels = x.shape[1:]
+    abreast = _pixels_abreast(x)
+    zeros, ones = tf.zeros([abreast * channels]), tf.ones([abreast * channels])
+
+    def wide(image):
+        return tf.reshape(image, [-1, height * width // abreast, 1, abreast * channels])
+
+    def tiled(vector):
+        return tf.tile(vector, [abreast])
+
+    def total(vector):
+        return tf.reduce_sum(tf.reshape(vector, [abreast, channels]), 0)
+
+    def scaled(image, scale, offset, mean=zeros, variance=ones, epsilon=0.0):
+        options = {"mean": mean, "variance": variance, "epsilon": epsilon, "is_training": False}
+        return tf.raw_ops.FusedBatchNormV3(x=image, scale=scale, offset=offset, **options)[0]
 
     @tf.custom_gradient
     def normalize(x, gamma, beta):
-        rows = tf.shape(x)[0] * height
-        ones = tf.ones([1, rows])
-        count = tf.cast(rows * width, tf.float32)
-
-        def as_rows(tensor):
-            return tf.cast(tf.reshape(tensor, [rows, width * channels]), tf.float32)
-
-        def per_channel(tensor):
-            return tf.reduce_sum(tf.reshape(tf.matmul(ones, tensor), [width, channels]), 0)
-
-        def as_image(tensor):
-            return tf.cast(tf.reshape(tensor, tf.shape(x)), x.dtype)
-
-        def wide(vector):
-            return tf.tile(vector, [width])
-
-        pixels = as_rows(x)
-        mean = per_channel(pixels) / count
-        centered = pixels - wide(mean)
-        variance = per_channel(centered * centered) / count
-        inverse = tf.math.rsqrt(variance + epsilon)
+        pixels = wide(x)
+        _, means, variances, *_ = tf.raw_ops.FusedBatchNormV3(x=pixels, scale=ones, offset=zeros, mean=[], variance=[])
+        rows = tf.cast(tf.shape(pixels)[0] * pixels.shape[1], tf.float32)
+        count = rows * abreast
+        mean = total(means) / abreast
+        # The kernel returns the unbiased variances.
+        variance = total(variances * (rows - 1) / rows + means**2) / abreast - mean**2
+        statistics = {"mean": tiled(mean), "variance": tiled(variance), "epsilon": epsilon}
+        outputs = scaled(pixels, tiled(gamma), tiled(beta), **statistics)
 
         def gradient(upstream, *_):
-            upstream = as_rows(upstream)
-            to_beta = per_channel(upstream)
-            to_gamma = per_channel(upstream * centered) * inverse
-            scale = gamma * inverse
-            to_pixels = (
-                upstream * wide(scale)
-                - centered * wide(scale * inverse * to_gamma / count)
-                - wide(scale * to_beta / count)
+            to_pixels, to_gamma, to_beta, *_ = tf.raw_ops.FusedBatchNormGradV3(
+                y_backprop=wide(upstream),
+                x=pixels,
+                scale=tiled(gamma),
+                reserve_space_1=tiled(mean),
+                reserve_space_2=tiled(variance),
+                reserve_space_3=[],
+                epsilon=epsilon,
+                is_training=False,
             )
-            return as_image(to_pixels), to_gamma, to_beta
+            to_gamma, to_beta = total(to_gamma), total(to_beta)
+            # What the statistics depend on the pixels by: linear in them.
+            inverse = tf.math.rsqrt(variance + epsilon)
+            slope = gamma * inverse**2 * to_gamma / count
+            offset = gamma * inverse * to_beta / count - slope * mean
+            to_pixels -= scaled(pixels, tiled(slope), tiled(offset))
+            return tf.reshape(to_pixels, tf.shape(x)), to_gamma, to_beta
 
-        outputs = centered * wide(gamma * inverse) + wide(beta)
-        return (as_image(outputs), mean, variance), gradient
+        return (tf.reshape(outputs, tf.shape(x)), mean, variance), gradient
 
     outputs, mean, variance = normalize(x, gamma, beta)
     return outputs, tf.stop_gradient(mean), tf.stop_gradient(variance)
