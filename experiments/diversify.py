@@ -11,7 +11,7 @@ convolutions get narrower: VGG16's dense layer does not, nor do the residual str
 Models: vgg16, resnet<depth>, densenet<depth>, densenet-bc<depth>. VGG16's baseline stays in the run directory, as
 baseline.keras; --baseline=<file> starts from that, or from the .npz of another ResNet's or DenseNet's results.
 
-A variant is written criterion-point, with an option behind it:
+A variant is written criterion-point, with options behind it in this order:
 
     diversity-b                       the cuts of a published point: a, b, beyond
     diversity-params60-macs50         60 % of the parameters and 50 % of the MACs
@@ -92,8 +92,8 @@ def parse(name, config):
     """Reads the name of a variant.
 
     Raises:
-        ValueError: for one that is not written criterion-point, a point that this network and data set do not have, or
-            given thresholds that are not given.
+        ValueError: for one that is not written criterion-point, a point that this network and data set do not have,
+            given thresholds that are not given, or one threshold in steps.
     """
     from tfcompress import criteria
 

@@ -151,6 +151,8 @@ def prune_and_finetune(
     from tfcompress.graph import clone_uncompiled, copy_weights
     from tfcompress.training import SoftPruning, fit
 
+    if steps > 1 and (soft or "ratios" not in budget):
+        raise ValueError(f"steps take ratios, and removed filters. Received: steps={steps}, soft={soft}, {budget}")
     arguments = {"validation": split.validation, "teacher": cached(task, unpruned) if distill else None}
     images = split.train[0][:1024].astype("float32") / 255
     if isinstance(criteria.get(criterion), criteria.Random):
@@ -177,7 +179,12 @@ def prune_and_finetune(
                 folder.mkdir(exist_ok=True)
                 model, narrower = _pruned(model, criterion, {**budget, "ratios": ratios}, images, folder)
                 # Other augmentations than in the steps before.
-                part = dataclasses.replace(training, epochs=epochs, seed=training.seed + 1000 * (step - 1))
+                part = dataclasses.replace(
+                    training,
+                    epochs=epochs,
+                    warmup_epochs=min(training.warmup_epochs, epochs / 4),
+                    seed=training.seed + 1000 * (step - 1),
+                )
                 fit(model, *split.train, part, directory=folder, **arguments)
                 plan = plan.then(narrower) if plan else narrower
         print(f"   {plan.params_reduction:.1%} of the parameters, {plan.macs_reduction:.1%} of the MACs removed")

@@ -217,9 +217,9 @@ def norms(unpruned, plans):
 
 
 def select(rows, percent):
-    """The pruned float network with the best held-out accuracy, of those with so many percent fewer MACs at least."""
+    """The pruned float network with the best held-out accuracy, of those with so many percent fewer MACs; or None."""
     whole = next((row.macs for row in rows if row.variant == "float32"), 0)
-    pruned = [row for row in rows if row.macs_cut_papers is not None and row.macs <= whole * (1 - percent / 100)]
+    pruned = [row for row in rows if row.macs_cut_papers is not None and 100 * row.macs <= (100 - percent) * whole]
     return max(pruned, key=lambda row: row.val_top1, default=None)
 
 

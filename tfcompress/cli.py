@@ -142,9 +142,10 @@ def _parser():
     )
     sub.add_argument("model", metavar="MODEL", help=_MODEL)
     sub.add_argument("-o", "--output", help="the model of thin layers, .keras")
-    sub.add_argument("--macs-reduction", type=float, help="fraction of the multiply-accumulates to remove, or:")
-    sub.add_argument("--params-reduction", type=float, help="fraction of the parameters to remove, or:")
-    sub.add_argument("--energy", type=float, help="fraction of its squared norm that every kernel keeps at least")
+    budget = sub.add_mutually_exclusive_group(required=True)
+    budget.add_argument("--macs-reduction", type=float, help="fraction of the multiply-accumulates to remove, or:")
+    budget.add_argument("--params-reduction", type=float, help="fraction of the parameters to remove, or:")
+    budget.add_argument("--energy", type=float, help="fraction of its squared norm that every kernel keeps at least")
     sub.add_argument(
         "--scheme",
         choices=("spatial", "channel"),
@@ -348,9 +349,10 @@ def _prune(options):
     if options.dry_run:
         print(tfc.plan_pruning(model, **arguments))
         return
-    output = _output(options.output, ".keras")
+    output, images = _output(options.output, ".keras"), _images_of_statistics(options, model)
     model, plan = tfc.prune_channels(model, **arguments)
-    _recalibrate(options, model)
+    if images is not None:
+        tfc.recalibrate(model, images, batch_size=128)
     print(plan)
     _save(model, output)
     print(f"written: {write_text(output.with_suffix('.plan.json'), plan.to_json())}")
@@ -361,22 +363,27 @@ def _factorize(options):
 
     if not options.output and not options.dry_run:
         raise CommandError("give the file of the thinner model (-o thin.keras), or --dry-run")
-    output = None if options.dry_run else _output(options.output, ".keras")
+    model = _load_model(options.model)
     names = ("energy", "macs_reduction", "params_reduction", "scheme", "skip")
-    model, plan = tfc.factorize(_load_model(options.model), **{name: getattr(options, name) for name in names})
+    arguments = {name: getattr(options, name) for name in names}
+    if options.dry_run:
+        print(tfc.factorize(model, **arguments).plan)
+        return
+    output, images = _output(options.output, ".keras"), _images_of_statistics(options, model)
+    model, plan = tfc.factorize(model, **arguments)
+    if images is not None:
+        tfc.recalibrate(model, images, batch_size=128)
     print(plan)
-    if output:
-        _recalibrate(options, model)
-        _save(model, output)
+    _save(model, output)
 
 
-def _recalibrate(options, model):
-    """Measures BatchNorm statistics on the user's data, if they are given."""
-    if options.data:
-        import tfcompress as tfc
-        from tfcompress.compression.compress import calibration_images
+def _images_of_statistics(options, model):
+    """The images that BatchNorm statistics are measured on, or None without data."""
+    if not options.data:
+        return None
+    from tfcompress.compression.compress import calibration_images
 
-        tfc.recalibrate(model, calibration_images(_data(options, model), 1024), batch_size=128)
+    return calibration_images(_data(options, model), 1024)
 
 
 def _finetune(options):

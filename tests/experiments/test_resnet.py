@@ -1,14 +1,18 @@
 """The ResNet experiment: its accounting to the digit, and all of it in seconds on digits."""
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import tfcompress as tfc
-from experiments.resnet import PROFILES, Config, macs_cut_papers, parse, select, streams
+from experiments.resnet import PROFILES, Config, cut, macs_cut_papers, parse, select, streams
 from tfcompress.models import resnet
 from tfcompress.reporting import Row, read_records
+
+RESULTS = Path(__file__).parents[2] / "results"
 
 
 @pytest.mark.parametrize(
@@ -41,6 +45,14 @@ def test_selected_is_the_best_of_those_cut_enough():
     assert select([unpruned, *pruned, int8], 54) is pruned[2]
     assert select([unpruned, *pruned, int8], 40) is pruned[0]
     assert select([unpruned, pruned[0], int8], 54) is None
+
+
+def test_records_in_the_results_select_by_this_rule():
+    records = [r for r in read_records(RESULTS) if re.fullmatch(r"resnet\d+", r.experiment)]
+    assert records
+    for record in records:
+        selected = [row.variant for row in record.rows if row.selected]
+        assert selected == [select(record.rows, cut(record.experiment)).variant]
 
 
 @pytest.fixture(scope="module")

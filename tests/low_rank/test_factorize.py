@@ -10,7 +10,7 @@ import pytest
 from keras import layers
 
 import tfcompress as tfc
-from tfcompress.low_rank.decompose import Decomposition
+from tfcompress.low_rank.decompose import energies, factors, rank_at
 from tfcompress.models import lenet5
 
 
@@ -80,26 +80,26 @@ def test_shared_layer_stays_shared():
 @pytest.mark.parametrize("scheme", ["channel", "spatial"])
 def test_lower_rank_is_the_best_approximation(rng, scheme):
     kernel = rng.normal(size=(3, 5, 4, 6))
-    decomposition = Decomposition.of(kernel, scheme)
-    assert decomposition.full_rank == (6 if scheme == "channel" else 12)
-    for rank in (1, 3, decomposition.full_rank):
-        first, second = decomposition.factors(rank)
+    energy = energies(kernel, scheme)
+    assert len(energy) == (6 if scheme == "channel" else 12)
+    for rank in (1, 3, len(energy)):
+        first, second = factors(kernel, scheme, rank)
         product = np.einsum("hwck,xykf->hwcf" if scheme == "channel" else "hxck,ywkf->hwcf", first, second)
         lost = np.sum((kernel - product) ** 2) / np.sum(kernel**2)
-        assert lost == pytest.approx(1 - decomposition.energy[rank - 1], abs=1e-12)
+        assert lost == pytest.approx(1 - energy[rank - 1], abs=1e-12)
         # Eckart & Young: no other matrix of this rank is nearer; least squares on random columns is one.
         other = rng.normal(size=(60, rank)) if scheme == "channel" else rng.normal(size=(12, rank))
         matrix = kernel.transpose(0, 2, 1, 3).reshape(12, 30) if scheme == "spatial" else kernel.reshape(60, 6)
         fitted = other @ np.linalg.lstsq(other, matrix, rcond=None)[0]
         assert np.sum((matrix - fitted) ** 2) / np.sum(kernel**2) >= lost - 1e-12
-    assert decomposition.rank(0.0) == 1 and decomposition.rank(1.0) == decomposition.full_rank
-    rank = decomposition.rank(0.5)
-    assert decomposition.energy[rank - 1] >= 0.5 > decomposition.energy[rank - 2]
+    assert rank_at(energy, 0.0) == 1 and rank_at(energy, 1.0) == len(energy)
+    rank = rank_at(energy, 0.5)
+    assert energy[rank - 1] >= 0.5 > energy[rank - 2]
 
 
 def test_kernel_without_energy():
-    decomposition = Decomposition.of(np.zeros((4, 3)), "channel")
-    assert decomposition.rank(0.9) == 1 and not np.any(decomposition.factors(1)[0])
+    zeros = np.zeros((4, 3))
+    assert rank_at(energies(zeros, "channel"), 0.9) == 1 and not np.any(factors(zeros, "channel", 1)[0])
 
 
 @pytest.mark.parametrize("target", [0.1, 0.35, 0.6])
@@ -115,6 +115,38 @@ def test_budget_is_the_smallest_cut_at_or_above(what, target):
     assert tfc.factorize(model, energy=least, scheme=scheme)[1].factors == plan.factors
     more = tfc.factorize(model, energy=least + 1e-9, scheme=scheme)[1]
     assert getattr(more, f"{what}_reduction") < target <= getattr(plan, f"{what}_reduction")
+
+
+def test_parameters_of_both_schemes_count():
+    """Where columns and rows have fewer parameters than pixels and channels, a budget of parameters takes them."""
+    model = keras.Sequential([keras.Input((8, 8, 24)), layers.Conv2D(24, 3, name="a"), layers.Conv2D(24, 3, name="b")])
+    thinner, plan = tfc.factorize(model, params_reduction=0.5)
+    assert {factor.scheme for factor in plan.factors.values()} == {"spatial"}
+    saved = sum(9 * 24 * 24 - factor.rank * (3 * 24 + 3 * 24) for factor in plan.factors.values())
+    assert tfc.profile(model).params - tfc.profile(thinner).params == saved
+    least = min(factor.energy for factor in plan.factors.values())
+    more = tfc.factorize(model, energy=least + 1e-9)[1]
+    assert more.params_reduction < 0.5 <= plan.params_reduction
+
+
+def test_layers_whose_macs_would_rise_stay_whole():
+    """With strides, the column runs over the whole width: fewer parameters, more MACs."""
+    model = keras.Sequential(
+        [keras.Input((32, 32, 16)), layers.Conv2D(32, 3, strides=(1, 4), padding="same", name="wide"), layers.Dense(32)]
+    )
+    assert tfc.factorize(model, ranks={"wide": 20}, scheme="spatial")[1].macs_reduction < 0
+    _, plan = tfc.factorize(model, params_reduction=0.5, scheme="spatial")
+    assert plan.params_reduction >= 0.5 and plan.macs_reduction > 0
+
+
+@pytest.mark.parametrize("scheme", ["channel", "spatial"])
+def test_channels_first_is_counted(scheme):
+    model = keras.Sequential(
+        [keras.Input((4, 12, 9)), layers.Conv2D(6, 3, strides=2, data_format="channels_first", name="conv")]
+    )
+    _, plan = tfc.factorize(model, ranks={"conv": 2}, scheme=scheme)
+    columns, rows = 5 * 9 * 3 * 4, 5 * 4 * 3 * 6  # 12x9 pixels become 5x4
+    assert plan.after.macs == 2 * (columns + rows if scheme == "spatial" else 20 * (36 + 6))
 
 
 def test_no_layer_gets_dearer():
@@ -139,7 +171,7 @@ def test_cheapest_scheme():
 
 
 def test_skip_and_energy():
-    _, plan = tfc.factorize(network(), energy=0.8, skip=("scores", "block/same", "relu"))
+    _, plan = tfc.factorize(network(), energy=0.8, skip=("scores", "block", "relu"))
     assert set(plan.factors) == set(FULL_RANKS) - {"scores", "block/same"}
     assert all(factor.energy >= 0.8 for factor in plan.factors.values() if factor)
 
@@ -176,6 +208,7 @@ def test_settings_of_the_layer_are_kept(tmp_path):
             layers.Dense(
                 8,
                 name="hidden",
+                kernel_initializer=keras.initializers.Constant(np.ones((6, 8))),
                 kernel_constraint="unit_norm",
                 kernel_regularizer="l2",
                 activity_regularizer="l1",
@@ -193,6 +226,62 @@ def test_settings_of_the_layer_are_kept(tmp_path):
     x = np.ones((2, 6))
     again = keras.models.load_model(tmp_path / "thin.keras")
     np.testing.assert_array_equal(again.predict(x, verbose=0), thinner.predict(x, verbose=0))
+
+
+def test_what_is_frozen_stays_frozen():
+    model = network()
+    model.get_layer("block").trainable = False
+    model.get_layer("block").get_layer("norm").trainable = True
+    model.get_layer("strided").trainable = False
+    thinner, _ = tfc.factorize(model, ranks={"block/same": 3, "strided": 3, "same": 3})
+    block = thinner.get_layer("block")
+    flags = {layer.name: layer.trainable for layer in (*thinner.layers, *block.layers)}
+    assert not any(flags[name] for name in ("block", "strided", "strided_low_rank"))
+    assert flags["norm"] and flags["dilated"]
+    # Inside the block, the first layer is named as outside of it: each model has names of its own.
+    assert not block.get_layer("same").trainable and not block.get_layer("same_low_rank").trainable
+    assert thinner.get_layer("same_low_rank").trainable
+    model.trainable = False
+    assert not tfc.factorize(model, ranks={"same": 3})[0].trainable
+
+
+def test_compiled_and_normalizing_models():
+    """A loss of one's own stops Keras' copy of a compiled model; Normalization computes with a copy of its weights."""
+    norm = layers.Normalization()
+    norm.adapt(np.array([[1.0, 3.0], [5.0, 4.0]]))
+    model = keras.Sequential([keras.Input((2,)), norm, layers.Dense(4, name="dense")])
+    model.compile(loss=lambda target, output: output)
+    x = np.array([[2.0, 7.0]])
+    for original in (model, keras.Model(model.inputs, model.outputs)):
+        thinner, _ = tfc.factorize(original, ranks={"dense": 2})
+        np.testing.assert_allclose(thinner.predict(x, verbose=0), model.predict(x, verbose=0), atol=1e-12)
+
+
+def test_activation_with_weights_keeps_its_layer_whole(rng):
+    model = keras.Sequential(
+        [keras.Input((6,)), layers.Dense(8, activation=layers.PReLU(), name="a"), layers.Dense(8, name="b")]
+    )
+    x = rng.normal(size=(4, 6))
+    model.predict(x, verbose=0)
+    model.layers[0].activation.alpha.assign(np.full(8, 3.0))
+    thinner, plan = tfc.factorize(model, ranks={"b": 8})
+    assert list(plan.factors) == ["b"]
+    np.testing.assert_allclose(thinner.predict(x, verbose=0), model.predict(x, verbose=0), atol=1e-12)
+
+
+def test_quantized_layers_are_refused():
+    keras.config.set_dtype_policy("float32")
+    model = keras.Sequential([keras.Input((6,)), layers.Dense(8, name="a"), layers.Dense(8, name="b")])
+    model.quantize("int8")
+    with pytest.raises(tfc.UnsupportedLayerError, match=r"Layer 'a' .* is quantized"):
+        tfc.factorize(model, energy=0.5)
+
+
+def test_kernels_must_be_finite():
+    model = keras.Sequential([keras.Input((6,)), layers.Dense(8, name="a")])
+    model.layers[0].kernel.assign(np.full((6, 8), np.nan))
+    with pytest.raises(ValueError, match="The kernel of layer 'a' holds NaN"):
+        tfc.factorize(model, energy=0.5)
 
 
 def test_int8_file(tmp_path, rng):
@@ -218,14 +307,20 @@ def test_int8_file(tmp_path, rng):
     [
         ({}, "Give exactly one of energy, macs_reduction, params_reduction, ranks. Received: none"),
         ({"energy": 0.5, "macs_reduction": 0.5}, "exactly one"),
-        ({"energy": 1.0}, r"energy must be in \(0, 1\). Received: energy=1.0"),
-        ({"params_reduction": 0.0}, r"params_reduction must be in \(0, 1\)"),
+        ({"energy": 1.0}, r"energy must be a number in \(0, 1\). Received: energy=1.0"),
+        ({"params_reduction": 0.0}, r"params_reduction must be a number in \(0, 1\)"),
         ({"macs_reduction": 0.99}, "cannot be reached: rank 1 everywhere removes 8"),
         ({"energy": 0.5, "scheme": "tucker"}, "scheme must be one of spatial, channel, or None. Received: 'tucker'"),
-        ({"energy": 0.5, "skip": ("conv9",)}, "skip names no layer of the model: 'conv9'"),
-        ({"ranks": {"conv9": 1}}, "ranks names no layer of the model: 'conv9'"),
-        ({"ranks": {"grouped": 1}}, "ranks names a layer that cannot be factorized: 'grouped'"),
-        ({"ranks": {"scores": 1}, "skip": ("scores",)}, "ranks names a layer of skip: 'scores'"),
+        ({"energy": "0.5"}, r"energy must be a number in \(0, 1\). Received: energy='0.5'"),
+        ({"energy": float("nan")}, "Received: energy=nan"),
+        ({"energy": 0.5, "skip": ("stridded",)}, "skip names a layer .* not have: 'stridded'. .* is 'strided'"),
+        ({"energy": 0.5, "skip": "strided"}, "skip must be a list of layer names. Received: 'strided'"),
+        ({"ranks": ["scores"]}, r"ranks must be a dict .* Received: \['scores'\]"),
+        ({"ranks": {"stridded": 1}}, "ranks names a layer that the model does not have: 'stridded'"),
+        ({"ranks": {"grouped": 1}}, "ranks names a layer that cannot be factorized: 'grouped'. There are same, shared"),
+        ({"ranks": {"block/same": 1}, "skip": ("block",)}, "ranks names a layer of skip: 'block/same'"),
+        ({"ranks": {"scores": True}}, "Received: True"),
+        ({"ranks": {"scores": None}}, "Received: None"),
         ({"ranks": {"scores": 8}}, r"ranks\['scores'\] must be an integer from 1 to 7. Received: 8"),
         ({"ranks": {"scores": 1.5}}, "Received: 1.5"),
         ({"ranks": {"scores": 0}}, "Received: 0"),
@@ -238,9 +333,12 @@ def test_bad_arguments_are_named(arguments, message):
 
 def test_nothing_to_factorize():
     model = keras.Sequential([keras.Input((8, 8, 4)), layers.DepthwiseConv2D(3)])
-    with pytest.raises(ValueError, match=r"rank 1 everywhere removes 0\.0%"):
+    with pytest.raises(ValueError, match="the model has no layer that can be factorized"):
         tfc.factorize(model, macs_reduction=0.5)
     assert tfc.factorize(model, energy=0.5)[1].factors == {}
+    pooling = keras.Sequential([keras.Input((8, 8, 4)), layers.MaxPooling2D()])
+    _, plan = tfc.factorize(pooling, energy=0.5)
+    assert (plan.params_reduction, plan.macs_reduction) == (0.0, 0.0) and "0.0%" in str(plan)
 
 
 def test_jax_imports_no_tensorflow_and_computes_the_same():

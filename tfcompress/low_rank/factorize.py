@@ -2,16 +2,19 @@
 
 import bisect
 import math
+import numbers
 from typing import NamedTuple
 
 import keras
 import numpy as np
 from keras import layers
 
+from tfcompress.errors import UnsupportedLayerError
 from tfcompress.graph import clone_uncompiled, is_nested_model, model_inputs, take_statistics, walk
-from tfcompress.low_rank.decompose import SCHEMES, Decomposition
+from tfcompress.low_rank.decompose import SCHEMES, energies, factors, rank_at
 from tfcompress.low_rank.plan import Factor, LowRankPlan
 from tfcompress.profiling import positions, profile
+from tfcompress.surgery.channel_graph import no_such_layer
 
 _SUFFIX = "_low_rank"
 
@@ -29,25 +32,27 @@ def factorize(model, *, energy=None, macs_reduction=None, params_reduction=None,
     A dense layer C x F becomes C x k and k x F (Denton et al. 2014, "Exploiting linear structure within convolutional
     networks for efficient evaluation"). A convolution becomes h x w with k filters and then 1 x 1 ("channel", Zhang et
     al. 2016), or h x 1 with k filters and then 1 x w ("spatial", Tai et al. 2016). The second of the two layers has the
-    name, the bias and the activation of the old one; the first, named with "_low_rank" behind it, has neither of the
-    last two. Constraints of the kernel fall away.
+    name, the bias and the activation of the old one; the first, named with "_low_rank" behind it, has no bias and no
+    activation. A regularizer of the kernel holds for both, a constraint for none.
 
-    Layers stay whole if two thin ones would cost more, and if they are grouped, depthwise, separable or transposed
-    convolutions. `recalibrate` and a fine-tuning restore most of the accuracy.
+    Only `keras.layers.Dense` and ungrouped `Conv2D` are factorized, and of these only layers of which two thin ones
+    have fewer parameters and fewer MACs. `recalibrate` and a fine-tuning restore most of the accuracy.
 
     Args:
         model: a Sequential or functional Keras model. It is not changed.
         energy: fraction of its squared norm that every kernel keeps at least, in (0, 1); or:
         macs_reduction, params_reduction: fraction of the MACs or the parameters to remove, in (0, 1). The energy is
-            solved for: the smallest cut at or above the target; or:
-        ranks: {layer name: rank}; the other layers stay whole.
-        scheme: "spatial" or "channel" for all convolutions larger than 1 x 1; None: each takes what costs less.
-        skip: names of layers that stay whole.
+            solved for, one for all layers: the smallest cut at or above the target; or:
+        ranks: {layer name: rank}. These layers are replaced, whatever it costs; the others stay whole.
+        scheme: "spatial" or "channel" for all convolutions larger than 1 x 1; None: each takes what costs less, in MACs
+            (with `params_reduction`, or where the input's size is open, in parameters).
+        skip: names of layers that stay whole. A nested model's name stands for its layers.
 
     Returns:
         `Factorized(model, plan)`; the model is not compiled.
 
     Raises:
+        UnsupportedLayerError: a layer to factorize is quantized or has LoRA weights.
         ValueError: for bad arguments, and a target that cannot be reached.
 
     Example:
@@ -66,16 +71,15 @@ def factorize(model, *, energy=None, macs_reduction=None, params_reduction=None,
     if what == "macs_reduction" and before.macs is None:
         raise ValueError("macs_reduction needs a model with a fixed input size: its height or width is open.")
     cost = "params" if what == "params_reduction" or before.macs is None else "macs"
-    candidates = {name: _Candidate(of_layer, scheme, cost) for name, of_layer in calls.items()}
+    candidates = {name: _Candidate(name, of_layer, scheme, cost) for name, of_layer in calls.items()}
     if what == "ranks":
-        chosen = {name: candidates[name].at_rank(rank, name) for name, rank in ranks.items()}
+        chosen = {name: candidates[name].at_rank(rank) for name, rank in ranks.items()}
     else:
         if what != "energy":
             target = _solve_energy(candidates.values(), getattr(before, cost), what, target)
         chosen = {name: candidate.at_energy(target) for name, candidate in candidates.items()}
     thinner = _build(model, {id(calls[name][0].operation): choice for name, choice in chosen.items() if choice})
-    factors = {name: choice and _factor(*choice) for name, choice in chosen.items()}
-    return Factorized(thinner, LowRankPlan(factors, before, profile(thinner)))
+    return Factorized(thinner, LowRankPlan(chosen, before, profile(thinner)))
 
 
 def _given(targets):
@@ -83,125 +87,158 @@ def _given(targets):
     if len(given) != 1:
         raise ValueError(f"Give exactly one of {', '.join(targets)}. Received: {given or 'none'}")
     ((name, value),) = given.items()
-    if name != "ranks" and not 0 < value < 1:
-        raise ValueError(f"{name} must be in (0, 1). Received: {name}={value}")
+    if name == "ranks":
+        if not isinstance(value, dict):
+            raise ValueError(f"ranks must be a dict {{layer name: rank}}. Received: {value!r}")
+    elif not isinstance(value, numbers.Real) or not 0 < value < 1:
+        raise ValueError(f"{name} must be a number in (0, 1). Received: {name}={value!r}")
     return name, value
 
 
 def _calls(model, skip, ranks):
     """{name: its calls} of the layers to choose ranks for."""
-    found, names = {}, set()
+    if isinstance(skip, str):
+        raise ValueError(f"skip must be a list of layer names. Received: {skip!r}")
+    found, names = {}, []
 
     def visit(call):
-        names.add(call.name)
+        names.append(call.name)
         if _can_be_factorized(call.operation):
             found.setdefault(call.name, []).append(call)
         return [None] * len(call.outputs)
 
+    def is_under(name, skipped):
+        return name == skipped or name.startswith(f"{skipped}/")
+
     walk(model, [None] * len(model_inputs(model)), visit)
-    for name in skip:
-        if name not in names:
-            raise ValueError(f"skip names no layer of the model: {name!r}. There are {', '.join(names)}.")
+    for skipped in skip:
+        if not any(is_under(name, skipped) for name in names):
+            raise ValueError(no_such_layer("skip", skipped, names))
     for name in ranks or ():
-        if name not in found or name in skip:
-            why = "a layer of skip" if name in skip else "a layer that cannot be factorized"
-            raise ValueError(
-                f"ranks names {why if name in names else 'no layer of the model'}: {name!r}. "
-                f"Those that can be factorized: {', '.join(found) or 'none'}."
+        if name not in names:
+            raise ValueError(no_such_layer("ranks", name, names))
+        if name not in found or any(is_under(name, skipped) for skipped in skip):
+            why = "that cannot be factorized" if name not in found else "of skip"
+            raise ValueError(f"ranks names a layer {why}: {name!r}. There are {', '.join(found) or 'none'}.")
+    chosen = {
+        name: calls
+        for name, calls in found.items()
+        if not any(is_under(name, skipped) for skipped in skip) and (ranks is None or name in ranks)
+    }
+    for call, *_ in chosen.values():
+        if getattr(call.operation, "quantization_mode", None) or getattr(call.operation, "lora_enabled", False):
+            raise UnsupportedLayerError(
+                call.operation, "is quantized or has LoRA weights: factorize the float model, or name it in `skip`"
             )
-    return {name: calls for name, calls in found.items() if name not in skip and (ranks is None or name in ranks)}
+    return chosen
 
 
 def _can_be_factorized(operation):
-    return type(operation) is layers.Dense or (type(operation) is layers.Conv2D and operation.groups == 1)
+    # A layer as activation can have weights of its own, which stay where they are.
+    return (type(operation) is layers.Dense or (type(operation) is layers.Conv2D and operation.groups == 1)) and (
+        not isinstance(operation.activation, layers.Layer)
+    )
 
 
 class _Candidate:
-    """A layer, its decompositions, and what they cost.
+    """A layer, how its kernel can be factorized, and what that costs.
 
     Args:
-        calls: all calls of the layer.
-        scheme: of the decomposition; None tries each.
+        name: of the layer.
+        calls: all its calls.
+        scheme: of the factorization; None tries each.
         cost: "params" or "macs", what the cheapest is chosen by.
     """
 
-    def __init__(self, calls, scheme, cost):
+    def __init__(self, name, calls, scheme, cost):
         kernel = keras.ops.convert_to_numpy(calls[0].operation.kernel)
-        self.whole = kernel.size * _uses(calls, cost)
+        if not np.isfinite(kernel).all():
+            raise ValueError(f"The kernel of layer {name!r} holds NaN or infinite values.")
         larger_than_1x1 = kernel.ndim == 4 and kernel.shape[:2] != (1, 1)
-        schemes = [scheme] if scheme else SCHEMES
-        self.decompositions = [
-            (Decomposition.of(kernel, each), _cost_per_rank(calls, kernel.shape, each, cost))
-            for each in (schemes if larger_than_1x1 else ["channel"])
-        ]
+        self.name, self.cost = name, cost
+        self.whole = _costs(calls, [(kernel.size, positions)])
+        self.per_rank, self.energies = {}, {}
+        for each in ([scheme] if scheme else SCHEMES) if larger_than_1x1 else ["channel"]:
+            self.per_rank[each] = _costs(calls, _parts(kernel.shape, each))
+            self.energies[each] = energies(kernel, each)
 
-    def at_rank(self, rank, name):
-        """The cheapest (decomposition, rank) of a given rank."""
-        most = max(decomposition.full_rank for decomposition, _ in self.decompositions)
-        if rank != int(rank) or not 1 <= rank <= most:
-            raise ValueError(f"ranks[{name!r}] must be an integer from 1 to {most}. Received: {rank}")
-        possible = [pair for pair in self.decompositions if rank <= pair[0].full_rank]
-        return min(possible, key=lambda pair: pair[1])[0], int(rank)
+    def at_rank(self, rank):
+        """The cheapest `Factor` of a given rank."""
+        most = max(map(len, self.energies.values()))
+        if not isinstance(rank, numbers.Integral) or isinstance(rank, bool) or not 1 <= rank <= most:
+            raise ValueError(f"ranks[{self.name!r}] must be an integer from 1 to {most}. Received: {rank!r}")
+        possible = [each for each in self.energies if rank <= len(self.energies[each])]
+        scheme = min(possible, key=lambda each: self.per_rank[each][self.cost])
+        return self._factor(scheme, int(rank))
 
     def at_energy(self, energy):
-        """The cheapest (decomposition, rank) that keeps an energy, or None if the layer itself costs no more."""
-        cost, decomposition, rank = self._cheapest(energy)
-        return (decomposition, rank) if cost < self.whole else None
+        """The cheapest `Factor` that keeps an energy; None if the layer itself has as few parameters or MACs."""
+        choice = self._cheapest(energy)
+        return choice and self._factor(*choice)
 
     def removed(self, energy):
         """What is saved by keeping an energy only."""
-        return max(0, self.whole - self._cheapest(energy)[0])
+        choice = self._cheapest(energy)
+        return self.whole[self.cost] - choice[1] * self.per_rank[choice[0]][self.cost] if choice else 0
 
     def _cheapest(self, energy):
-        options = [(each.rank(energy) * per_rank, each, each.rank(energy)) for each, per_rank in self.decompositions]
-        return min(options, key=lambda option: option[0])
+        choices = [(each, rank_at(energies, energy)) for each, energies in self.energies.items()]
+        smaller = [
+            (each, rank)
+            for each, rank in choices
+            if all(rank * count < self.whole[what] for what, count in self.per_rank[each].items())
+        ]
+        return min(smaller, key=lambda choice: choice[1] * self.per_rank[choice[0]][self.cost], default=None)
+
+    def _factor(self, scheme, rank):
+        energies = self.energies[scheme]
+        return Factor(scheme, rank, len(energies), float(energies[rank - 1]))
 
 
-def _uses(calls, cost):
-    """How often one example uses a weight of a layer, or 1 where parameters are what counts."""
-    return 1 if cost == "params" else sum(positions(call) for call in calls)
-
-
-def _cost_per_rank(calls, shape, scheme, cost):
-    """Parameters or MACs of both factors of a kernel of this shape, for each rank."""
+def _parts(shape, scheme):
+    """The weights of both factors of a kernel per rank, and a function of a call: how often it uses each of them."""
     *size, channels, filters = shape
     if scheme == "channel":
-        return (math.prod(size) * channels + filters) * _uses(calls, cost)
+        return [(math.prod(size) * channels + filters, positions)]
     height, width = size
-    if cost == "params":
-        return height * channels + width * filters
-    return sum(_column_positions(call) * height * channels + positions(call) * width * filters for call in calls)
+    return [(height * channels, _column_positions), (width * filters, positions)]
 
 
 def _column_positions(call):
     """The number of output pixels of the first of two spatial factors, which narrows the height only."""
     first = 2 if call.operation.data_format == "channels_first" else 1
-    return call.outputs[0].shape[first] * call.inputs[0].shape[first + 1]
+    height, width = call.outputs[0].shape[first], call.inputs[0].shape[first + 1]
+    return None if None in (height, width) else height * width
+
+
+def _costs(calls, parts):
+    """{"params", "macs"} of a layer of some parts, without MACs if the spatial size is open."""
+    costs = {"params": sum(count for count, _ in parts)}
+    uses = [(count, uses(call)) for count, uses in parts for call in calls]
+    if all(times is not None for _, times in uses):
+        costs["macs"] = sum(count * times for count, times in uses)
+    return costs
 
 
 def _solve_energy(candidates, total, what, target):
     """The largest energy at which a fraction of the total cost is removed."""
-    energies = np.unique(
-        np.concatenate([each.energy for candidate in candidates for each, _ in candidate.decompositions] or [[1.0]])
-    )
+    levels = [values for candidate in candidates for values in candidate.energies.values()]
+    if not levels:
+        raise ValueError(f"{what}={target} cannot be reached: the model has no layer that can be factorized.")
+    levels = np.unique(np.concatenate(levels))
 
     def removed(index):
-        return sum(candidate.removed(energies[index]) for candidate in candidates) / total
+        return sum(candidate.removed(levels[index]) for candidate in candidates) / total
 
     if removed(0) < target:
         raise ValueError(f"{what}={target} cannot be reached: rank 1 everywhere removes {removed(0):.1%}.")
-    at = bisect.bisect_right(range(len(energies)), -target, key=lambda index: -removed(index))
-    return energies[at - 1]
-
-
-def _factor(decomposition, rank):
-    return Factor(decomposition.scheme, rank, decomposition.full_rank, float(decomposition.energy[rank - 1]))
+    at = bisect.bisect_right(range(len(levels)), -target, key=lambda index: -removed(index))
+    return levels[at - 1]
 
 
 def _build(model, chosen):
-    """A copy of a model with the chosen layers, {id(layer): (decomposition, rank)}, in two."""
-    clones, seconds = {}, {}
-    names = {layer.name for layer in model._flatten_layers()}
+    """A copy of a model with the chosen layers, {id(layer): `Factor`}, in two."""
+    clones, seconds, used = {}, {}, {}
 
     def clone(operation):
         if id(operation) not in clones:
@@ -213,7 +250,7 @@ def _build(model, chosen):
             return copy_model(operation)
         if id(operation) not in chosen:
             return type(operation).from_config(operation.get_config())
-        first, second = _thin_layers(operation, *chosen[id(operation)], names)
+        first, second = _thin_layers(operation, chosen[id(operation)], used[id(operation)])
         seconds[id(first)] = second
         return first
 
@@ -222,6 +259,8 @@ def _build(model, chosen):
         return seconds[id(operation)](outputs) if id(operation) in seconds else outputs
 
     def copy_model(model):
+        names = {layer.name for layer in model.layers}
+        used.update({id(layer): names for layer in model.layers})
         if not isinstance(model, keras.Sequential):
             return clone_uncompiled(model, clone_function=clone, call_function=call)
         (x,) = model.inputs
@@ -232,20 +271,35 @@ def _build(model, chosen):
                 stack.append(seconds[id(stack[-1])])
         return keras.Sequential(stack, name=model.name)
 
+    def copy_trainable(old, new):
+        """A model's `trainable` is not cloned, and setting it overwrites that of its layers."""
+        new.trainable = old.trainable
+        for layer in old.layers:
+            if id(layer) not in clones:
+                continue
+            twin = clones[id(layer)][1]
+            if is_nested_model(layer):
+                copy_trainable(layer, twin)
+                continue
+            for part in (twin, seconds.get(id(twin))):
+                if part is not None and part.trainable != layer.trainable:
+                    part.trainable = layer.trainable
+
     thinner = copy_model(model)
     for old, new in clones.values():
         if id(old) in chosen:
-            _assign_factors(old, new, seconds[id(new)], *chosen[id(old)])
+            _assign_factors(old, new, seconds[id(new)], chosen[id(old)])
         elif not is_nested_model(old):
             for source, target in zip(getattr(old, "variables", ()), getattr(new, "variables", ())):
                 target.assign(keras.ops.convert_to_numpy(source))
     take_statistics(thinner)
+    copy_trainable(model, thinner)
     return thinner
 
 
-def _thin_layers(layer, decomposition, rank, names):
-    """The two layers, without their weights."""
-    config = {key: value for key, value in layer.get_config().items() if not key.startswith("lora_")}
+def _thin_layers(layer, factor, names):
+    """The two layers, without their weights, whose first gets a name that is not among those of its model."""
+    config = {key: value for key, value in layer.get_config().items() if key != "kernel_initializer"}
     config["kernel_constraint"] = None
     width = "units" if isinstance(layer, layers.Dense) else "filters"
     name = layer.name + _SUFFIX
@@ -255,7 +309,7 @@ def _thin_layers(layer, decomposition, rank, names):
     first = {
         **config,
         "name": name,
-        width: rank,
+        width: factor.rank,
         "use_bias": False,
         "activation": "linear",
         "activity_regularizer": None,
@@ -265,13 +319,14 @@ def _thin_layers(layer, decomposition, rank, names):
         for key in ("kernel_size", "strides", "dilation_rate"):
             height, width = config[key]
             first[key], second[key] = (
-                ((height, width), (1, 1)) if decomposition.scheme == "channel" else ((height, 1), (1, width))
+                ((height, width), (1, 1)) if factor.scheme == "channel" else ((height, 1), (1, width))
             )
     return type(layer).from_config(first), type(layer).from_config(second)
 
 
-def _assign_factors(old, first, second, decomposition, rank):
-    for layer, kernel in zip((first, second), decomposition.factors(rank)):
+def _assign_factors(old, first, second, factor):
+    kernels = factors(keras.ops.convert_to_numpy(old.kernel), factor.scheme, factor.rank)
+    for layer, kernel in zip((first, second), kernels):
         layer.kernel.assign(kernel)
     if old.use_bias:
         second.bias.assign(keras.ops.convert_to_numpy(old.bias))

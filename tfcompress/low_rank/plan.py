@@ -27,7 +27,7 @@ class LowRankPlan:
     """A factorization of a network; `str()` is a table.
 
     Attributes:
-        factors: {layer name: `Factor`, or None where the layer stays whole, as two thin ones would cost more}.
+        factors: {layer name: `Factor`, or None where the layer stays whole, as two thin ones would not cost less}.
         before, after: `Profile` of the network.
     """
 
@@ -38,12 +38,12 @@ class LowRankPlan:
     @property
     def params_reduction(self):
         """Fraction of the parameters removed."""
-        return 1 - self.after.params / self.before.params
+        return _removed(self.before.params, self.after.params)
 
     @property
     def macs_reduction(self):
         """Fraction of the MACs removed, or None if the spatial size is open."""
-        return None if self.before.macs is None else 1 - self.after.macs / self.before.macs
+        return None if self.before.macs is None else _removed(self.before.macs, self.after.macs)
 
     def __str__(self):
         rows = [
@@ -53,7 +53,7 @@ class LowRankPlan:
             for name, factor in self.factors.items()
         ]
         costs = [
-            (name, "", f"{before:,}", f"{after:,}", f"{1 - after / before:.1%}")
+            (name, "", f"{before:,}", f"{after:,}", f"{_removed(before, after):.1%}")
             for name, before, after in (
                 ("parameters", self.before.params, self.after.params),
                 ("MACs", self.before.macs, self.after.macs),
@@ -62,3 +62,7 @@ class LowRankPlan:
         ]
         header = ("layer", "scheme", "rank", "full rank", "energy")
         return f"{table(header, rows)}\n\n{table(('cost', '', 'before', 'after', 'removed'), costs)}"
+
+
+def _removed(before, after):
+    return 1 - after / before if before else 0.0
