@@ -398,6 +398,22 @@ def test_predict_takes_pixels_as_fractions(digits):
     np.testing.assert_array_equal(as_pixels, predict(model, digits.x_test[:10].astype("float32") / np.float32(255)))
 
 
+@pytest.mark.parametrize(("images", "batch_size", "momentum"), [(3840, 128, 0.95), (3840, 64, 0.975), (1280, 128, 0.9)])
+def test_statistics_reach_back_2560_images_or_an_epoch(digits, images, batch_size, momentum):
+    seen = []
+
+    class Momentum(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            seen.append(self.model.get_layer("bn").momentum)
+
+    model = network()
+    model.get_layer("bn").momentum = 0.99
+    rows = np.arange(images) % len(digits.x_train)
+    config = TrainingConfig(1, batch_size, learning_rate=0.01)
+    fit(model, digits.x_train[rows], digits.y_train[rows], config, callbacks=[Momentum()])
+    assert seen == [pytest.approx(momentum)] and model.get_layer("bn").momentum == 0.99
+
+
 @pytest.mark.parametrize("framework", ["keras", "tf_keras"])
 def test_moving_statistics_keep_up_with_a_short_training(framework, digits):
     """With momentum 0.999, six epochs of three steps would leave 98 % of the statistics where they began."""
