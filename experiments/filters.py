@@ -152,7 +152,7 @@ def prune_and_finetune(
     from tfcompress.training import SoftPruning, fit
 
     if steps > 1 and (soft or "ratios" not in budget):
-        raise ValueError(f"steps take ratios, and removed filters. Received: steps={steps}, soft={soft}, {budget}")
+        raise ValueError(f"steps > 1 needs ratios, and soft=False. Received: steps={steps}, soft={soft}, {budget}")
     arguments = {"validation": split.validation, "teacher": cached(task, unpruned) if distill else None}
     images = split.train[0][:1024].astype("float32") / 255
     if isinstance(criteria.get(criterion), criteria.Random):

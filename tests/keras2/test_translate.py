@@ -165,6 +165,12 @@ def test_unknown_layer_is_named(layer):
         to_tf_keras(single(layer))
 
 
+@pytest.mark.parametrize("name", ["my conv", "_conv", "conv:0"])
+def test_names_that_tf_keras_does_not_take_are_refused(name):
+    with pytest.raises(UnsupportedLayerError, match=f"{name!r}.*one of letters, digits"):
+        to_tf_keras(single(layers.Conv2D(2, 3, name=name)))
+
+
 def test_subclassed_and_unbuilt_models_are_refused():
     class Subclassed(keras.Model):
         def call(self, x):

@@ -1,6 +1,7 @@
 """Translates Keras 3 models to tf_keras (Keras 2), layer by layer, weights included."""
 
 import itertools
+import re
 
 import keras
 import numpy as np
@@ -27,7 +28,7 @@ def to_tf_keras(model):
 
     Raises:
         ValueError: the model is subclassed, or has not been built.
-        UnsupportedLayerError: a layer has no counterpart in tf_keras.
+        UnsupportedLayerError: a layer, or its name, has no counterpart in tf_keras.
 
     Example:
         >>> to_tf_keras(tfcompress.models.lenet5()).get_layer("conv1").kernel.shape
@@ -83,6 +84,11 @@ def _as_function(model):
 
 def _translate(operation):
     """The tf_keras layer, or a function of tf_keras tensors, that stands for a Keras 3 operation."""
+    if not re.fullmatch(r"[A-Za-z0-9.][A-Za-z0-9_.>-]*", operation.name):
+        raise UnsupportedLayerError(
+            operation,
+            "tf_keras takes no such name; give it one of letters, digits, '_' and '-' that begins with a letter",
+        )
     if isinstance(operation, keras.Model):
         return to_tf_keras(operation)
     if _special(operation):
