@@ -155,6 +155,11 @@ def producer(tensor):
     return operation, (keras.tree.flatten(inputs) or [None])[0]
 
 
+def first_inputs(operation):
+    """The tensors that go into the first call of an operation of a Keras 3 model."""
+    return keras.tree.flatten(operation._inbound_nodes[0].input_tensors)
+
+
 def as_inputs(model, x):
     """Examples as a list of arrays, one for each input of a model.
 

@@ -165,6 +165,16 @@ def test_unknown_layer_is_named(layer):
         to_tf_keras(single(layer))
 
 
+def test_a_sum_is_called_twice_and_one_of_three_in_pairs():
+    inputs = keras.Input((6, 6, 4))
+    twice = layers.Add(name="twice")
+    x = twice([twice([inputs, inputs]), layers.ReLU(name="relu")(inputs)])
+    model = keras.Model(inputs, layers.Add(name="three")([x, inputs, layers.ReLU(name="again")(x)]))
+    assert_same_function(model)
+    names = [layer.name for layer in to_tf_keras(model).layers]
+    assert {"twice", "twice_1", "three_first2", "three"} <= set(names)
+
+
 @pytest.mark.parametrize("name", ["my conv", "_conv", "conv:0"])
 def test_names_that_tf_keras_does_not_take_are_refused(name):
     with pytest.raises(UnsupportedLayerError, match=f"{name!r}.*one of letters, digits"):

@@ -63,6 +63,16 @@ def inception():
     return head(inputs, layers.Concatenate()(merged), "inception")
 
 
+def branches():
+    """Sums and products of more than two branches (Ding et al. 2021, "RepVGG": 3x3, 1x1 and identity)."""
+    inputs = keras.Input((12, 12, 3))
+    x = conv_bn(inputs, 8, "relu")
+    y = [layers.BatchNormalization()(layers.Conv2D(8, size, padding="same", use_bias=False)(x)) for size in (3, 1)]
+    x = layers.ReLU()(layers.Add(name="sum")([*y, layers.BatchNormalization()(x), layers.Conv2D(8, 1)(x)]))
+    gates = [layers.Conv2D(8, 1, activation="sigmoid")(x) for _ in range(2)]
+    return head(inputs, layers.Multiply(name="product")([x, *gates]), "branches")
+
+
 def dense_bn():
     """The end of VGG16: BatchNorm behind dense layers, with and without biases and gammas."""
     inputs = keras.Input((12, 12, 3))
@@ -95,7 +105,7 @@ def noise_to_signal(expected, got):
     return np.std(expected - got) / np.std(expected - expected.mean(0))
 
 
-@pytest.mark.parametrize("network", [option_a, pre_activation, mobile, inception, dense_bn])
+@pytest.mark.parametrize("network", [option_a, pre_activation, mobile, inception, branches, dense_bn])
 def test_file_computes_the_network_in_integers(network):
     keras.utils.set_random_seed(0)
     model = network()
@@ -175,8 +185,9 @@ def transposed_relu(library, *behind, activation=None):
 
 
 def merge_of_three(layer):
-    inputs = keras.Input((6, 6, 4))
-    return keras.Model(inputs, layer([inputs, inputs, layers.ReLU()(inputs)]))
+    """In tf_keras, which is taken as it is; of a Keras 3 model, pairs are merged."""
+    inputs = tf_keras.Input((6, 6, 4))
+    return tf_keras.Model(inputs, layer([inputs, inputs, tf_keras.layers.ReLU()(inputs)]))
 
 
 @pytest.mark.parametrize(
@@ -185,8 +196,8 @@ def merge_of_three(layer):
         (lambda: transposed_relu(keras, activation="relu"), "put a BatchNormalization between"),
         (lambda: transposed_relu(keras, layers.ReLU()), "put a BatchNormalization between"),
         (lambda: transposed_relu(tf_keras, tf_keras.layers.Activation("relu")), "put a BatchNormalization between"),
-        (lambda: merge_of_three(layers.Add(name="odd")), "Received: 3; make several layers"),
-        (lambda: merge_of_three(layers.Multiply(name="odd")), "Received: 3; make several layers"),
+        (lambda: merge_of_three(tf_keras.layers.Add(name="odd")), "Received: 3; make several layers"),
+        (lambda: merge_of_three(tf_keras.layers.Multiply(name="odd")), "Received: 3; make several layers"),
     ],
 )
 def test_what_would_stay_float_in_the_file_is_refused_before_the_training(build, way_out):

@@ -8,7 +8,7 @@ import numpy as np
 import tf_keras
 
 from tfcompress.errors import UnsupportedLayerError
-from tfcompress.graph import arguments_of
+from tfcompress.graph import arguments_of, first_inputs
 from tfcompress.keras2.activations import ACTIVATIONS
 
 
@@ -93,6 +93,8 @@ def _translate(operation):
         return to_tf_keras(operation)
     if _special(operation):
         return _special(operation)(operation)
+    if isinstance(operation, keras.layers.Add | keras.layers.Multiply) and len(first_inputs(operation)) > 2:
+        return _pairwise(operation)
     layer_class = getattr(tf_keras.layers, type(operation).__name__, None)
     if type(operation) is not getattr(keras.layers, type(operation).__name__, None) or layer_class is None:
         raise UnsupportedLayerError(operation, "has no counterpart in tf_keras; replace it by stock layers")
@@ -168,6 +170,22 @@ def _scaled_sum(layer):
     scaled = tf_keras.layers.Rescaling(layer.scale, name=f"{layer.name}_scaled", dtype=layer.dtype_policy.name)
     added = tf_keras.layers.Add(**_identity(layer))
     return lambda inputs: added([inputs[0], scaled(inputs[1])])
+
+
+def _pairwise(layer):
+    """An Add or Multiply of many tensors, as one of two tensors after the other: int8 has no other."""
+    layer_class, identity = getattr(tf_keras.layers, type(layer).__name__), _identity(layer)
+
+    def merge(inputs):
+        total, *others = inputs
+        for number, x in enumerate(others, 1):
+            last = number == len(others)
+            total = layer_class(**identity if last else {**identity, "name": f"{layer.name}_first{number + 1}"})(
+                [total, x]
+            )
+        return total
+
+    return merge
 
 
 def _add(operation):
