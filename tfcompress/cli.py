@@ -128,8 +128,7 @@ def _parser():
     )
     sub.add_argument("--round-to", type=int, default=1, help="kept widths are multiples of this (default: 1)")
     _add_skip(sub)
-    sub.add_argument("--data", help=f"{_DATA}: BatchNorm statistics are measured anew on it")
-    _add_data_options(sub)
+    _add_statistics_data(sub)
     sub.add_argument(
         "--dry-run", action="store_true", help="print the plan with predicted bytes and MACs, write nothing"
     )
@@ -152,8 +151,7 @@ def _parser():
         help="of convolutions larger than 1x1: a column and a row, or all pixels and 1x1 (default: what costs less)",
     )
     sub.add_argument("--skip", type=_words, default=(), help="layers that stay whole, with commas")
-    sub.add_argument("--data", help=f"{_DATA}: BatchNorm statistics are measured anew on it")
-    _add_data_options(sub)
+    _add_statistics_data(sub)
     sub.add_argument("--dry-run", action="store_true", help="print ranks, parameters and MACs, write nothing")
 
     sub = command(
@@ -235,6 +233,11 @@ def _add_skip(sub):
 
 def _add_data(sub):
     sub.add_argument("--data", required=True, help=_DATA)
+    _add_data_options(sub)
+
+
+def _add_statistics_data(sub):
+    sub.add_argument("--data", help=f"{_DATA}: BatchNorm statistics are measured anew on it")
     _add_data_options(sub)
 
 
@@ -341,49 +344,49 @@ def _prune(options):
     import tfcompress as tfc
     from tfcompress.files import write_text
 
-    if not options.output and not options.dry_run:
-        raise CommandError("give the file of the smaller model (-o small.keras), or --dry-run")
-    model = _load_model(options.model)
     names = ("criterion", "ratio", "macs_reduction", "params_reduction", "scope", "round_to", "skip")
-    arguments = {name: getattr(options, name) for name in names}
-    if options.dry_run:
-        print(tfc.plan_pruning(model, **arguments))
-        return
-    output, images = _output(options.output, ".keras"), _images_of_statistics(options, model)
-    model, plan = tfc.prune_channels(model, **arguments)
-    if images is not None:
-        tfc.recalibrate(model, images, batch_size=128)
-    print(plan)
-    _save(model, output)
-    print(f"written: {write_text(output.with_suffix('.plan.json'), plan.to_json())}")
+    plan = _shrink(options, "smaller model (-o small.keras)", names, tfc.prune_channels, tfc.plan_pruning)
+    if not options.dry_run:
+        path = _output(options.output, ".keras").with_suffix(".plan.json")
+        print(f"written: {write_text(path, plan.to_json())}")
 
 
 def _factorize(options):
     import tfcompress as tfc
 
-    if not options.output and not options.dry_run:
-        raise CommandError("give the file of the thinner model (-o thin.keras), or --dry-run")
-    model = _load_model(options.model)
+    def plan_only(model, **arguments):
+        return tfc.factorize(model, **arguments).plan
+
     names = ("energy", "macs_reduction", "params_reduction", "scheme", "skip")
+    _shrink(options, "thinner model (-o thin.keras)", names, tfc.factorize, plan_only)
+
+
+def _shrink(options, what, names, function, plan_only):
+    """Makes a model smaller by a function of the options with these names, saves it and returns the plan.
+
+    With --dry-run, `plan_only` plans it, and nothing is saved.
+    """
+    if not options.output and not options.dry_run:
+        raise CommandError(f"give the file of the {what}, or --dry-run")
+    model = _load_model(options.model)
     arguments = {name: getattr(options, name) for name in names}
     if options.dry_run:
-        print(tfc.factorize(model, **arguments).plan)
-        return
-    output, images = _output(options.output, ".keras"), _images_of_statistics(options, model)
-    model, plan = tfc.factorize(model, **arguments)
+        plan = plan_only(model, **arguments)
+        print(plan)
+        return plan
+    output, images = _output(options.output, ".keras"), None
+    if options.data:
+        from tfcompress.compression.compress import calibration_images
+
+        images = calibration_images(_data(options, model), 1024)
+    model, plan = function(model, **arguments)
     if images is not None:
-        tfc.recalibrate(model, images, batch_size=128)
+        from tfcompress import recalibrate
+
+        recalibrate(model, images, batch_size=128)
     print(plan)
     _save(model, output)
-
-
-def _images_of_statistics(options, model):
-    """The images that BatchNorm statistics are measured on, or None without data."""
-    if not options.data:
-        return None
-    from tfcompress.compression.compress import calibration_images
-
-    return calibration_images(_data(options, model), 1024)
+    return plan
 
 
 def _finetune(options):

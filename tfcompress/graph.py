@@ -26,6 +26,22 @@ def copy_weights(source, target):
     take_statistics(target)
 
 
+def copy_trainable(old, new):
+    """Freezes what is frozen in the model that `new` was made of; layers are the same by name.
+
+    A model's `trainable` is not cloned, and setting it overwrites that of its layers.
+    """
+    new.trainable = old.trainable
+    layers = {layer.name: layer for layer in new.layers}
+    for layer in old.layers:
+        if isinstance(layer, keras.layers.InputLayer):
+            continue
+        if is_nested_model(layer):
+            copy_trainable(layer, layers[layer.name])
+        elif layers[layer.name].trainable != layer.trainable:
+            layers[layer.name].trainable = layer.trainable
+
+
 def take_statistics(model):
     """Makes Normalization layers compute with the weights that they have been given: they keep copies of them."""
     for layer in model._flatten_layers():

@@ -143,6 +143,17 @@ def table(header, rows):
     return "\n".join(lines)
 
 
+def cost_table(title, costs):
+    """Lays out rows (what, before, after), with what was removed in percent."""
+    rows = [(what, "", f"{before:,}", f"{after:,}", f"{removed(before, after):.1%}") for what, before, after in costs]
+    return table((title, "", "before", "after", "removed"), rows)
+
+
+def removed(before, after):
+    """The fraction of a count that is gone; none of nothing."""
+    return 1 - after / before if before else 0.0
+
+
 def _statistics(operation):
     for kind, names in _STATISTICS.items():
         if isinstance(operation, kind):

@@ -206,27 +206,31 @@ class _Run:
         self.measure(name, title, self.trained, time.perf_counter() - start)
 
     def _prune(self, step, directory):
-        from tfcompress import prune_channels, recalibrate
+        from tfcompress import prune_channels
 
         wider = self.network
         self.network, plan = prune_channels(wider, **step.options)
         _lower_dropout(self.network, wider)
-        self.trained = self.network
         self.plan = plan if self.plan is None else self.plan.then(plan)
-        recalibrate(self.network, calibration_images(self.data, 1024), batch_size=128)
-        print(f"   {plan.params_reduction:.1%} of the parameters, {_percent(plan.macs_reduction)} of the MACs removed")
+        self._settle(plan)
         write_text(directory / "plan.json", plan.to_json())
         return f"pruned by {plan.criterion}"
 
     def _factorize(self, step, directory):
-        from tfcompress import factorize, recalibrate
+        from tfcompress import factorize
 
         self.network, plan = factorize(self.network, **step.options)
+        self._settle(plan)
+        write_text(directory / "ranks.txt", f"{plan}\n")
+        return "factorized"
+
+    def _settle(self, plan):
+        """Measures the statistics of a smaller network anew, and prints what it has saved."""
+        from tfcompress import recalibrate
+
         self.trained = self.network
         recalibrate(self.network, calibration_images(self.data, 1024), batch_size=128)
         print(f"   {plan.params_reduction:.1%} of the parameters, {_percent(plan.macs_reduction)} of the MACs removed")
-        write_text(directory / "ranks.txt", f"{plan}\n")
-        return "factorized"
 
     def _finetune(self, step, directory):
         from tfcompress.training import fit

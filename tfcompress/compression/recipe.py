@@ -309,6 +309,8 @@ def _check_prune(options, places, place):
 
 
 def _check_factorize(options, places, place):
+    from tfcompress.low_rank.decompose import SCHEMES
+
     targets = [name for name in ("energy", "macs_reduction", "params_reduction") if name in options]
     if len(targets) != 1:
         raise RecipeError(
@@ -317,7 +319,7 @@ def _check_factorize(options, places, place):
         )
     _check_fraction(targets[0], options, places)
     if "scheme" in options:
-        _check_choice("scheme", options["scheme"], ("spatial", "channel"), places["scheme"])
+        _check_choice("scheme", options["scheme"], SCHEMES, places["scheme"])
 
 
 def _check_fraction(name, options, places):

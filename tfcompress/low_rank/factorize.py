@@ -10,11 +10,11 @@ import numpy as np
 from keras import layers
 
 from tfcompress.errors import UnsupportedLayerError
-from tfcompress.graph import clone_uncompiled, is_nested_model, model_inputs, take_statistics, walk
+from tfcompress.graph import clone_uncompiled, copy_trainable, is_nested_model, model_inputs, take_statistics, walk
 from tfcompress.low_rank.decompose import SCHEMES, energies, factors, rank_at
 from tfcompress.low_rank.plan import Factor, LowRankPlan
 from tfcompress.profiling import positions, profile
-from tfcompress.surgery.channel_graph import no_such_layer
+from tfcompress.surgery.channel_graph import check_skip, is_skipped, no_such_layer
 
 _SUFFIX = "_low_rank"
 
@@ -107,23 +107,16 @@ def _calls(model, skip, ranks):
             found.setdefault(call.name, []).append(call)
         return [None] * len(call.outputs)
 
-    def is_under(name, skipped):
-        return name == skipped or name.startswith(f"{skipped}/")
-
     walk(model, [None] * len(model_inputs(model)), visit)
-    for skipped in skip:
-        if not any(is_under(name, skipped) for name in names):
-            raise ValueError(no_such_layer("skip", skipped, names))
+    check_skip(skip, names)
     for name in ranks or ():
         if name not in names:
             raise ValueError(no_such_layer("ranks", name, names))
-        if name not in found or any(is_under(name, skipped) for skipped in skip):
+        if name not in found or is_skipped(name, skip):
             why = "that cannot be factorized" if name not in found else "of skip"
             raise ValueError(f"ranks names a layer {why}: {name!r}. There are {', '.join(found) or 'none'}.")
     chosen = {
-        name: calls
-        for name, calls in found.items()
-        if not any(is_under(name, skipped) for skipped in skip) and (ranks is None or name in ranks)
+        name: calls for name, calls in found.items() if not is_skipped(name, skip) and (ranks is None or name in ranks)
     }
     for call, *_ in chosen.values():
         if getattr(call.operation, "quantization_mode", None) or getattr(call.operation, "lora_enabled", False):
@@ -271,29 +264,18 @@ def _build(model, chosen):
                 stack.append(seconds[id(stack[-1])])
         return keras.Sequential(stack, name=model.name)
 
-    def copy_trainable(old, new):
-        """A model's `trainable` is not cloned, and setting it overwrites that of its layers."""
-        new.trainable = old.trainable
-        for layer in old.layers:
-            if id(layer) not in clones:
-                continue
-            twin = clones[id(layer)][1]
-            if is_nested_model(layer):
-                copy_trainable(layer, twin)
-                continue
-            for part in (twin, seconds.get(id(twin))):
-                if part is not None and part.trainable != layer.trainable:
-                    part.trainable = layer.trainable
-
-    thinner = copy_model(model)
+    thinner, pairs = copy_model(model), []
     for old, new in clones.values():
         if id(old) in chosen:
-            _assign_factors(old, new, seconds[id(new)], chosen[id(old)])
+            pairs.append((new, seconds[id(new)]))
+            _assign_factors(old, *pairs[-1], chosen[id(old)])
         elif not is_nested_model(old):
             for source, target in zip(getattr(old, "variables", ()), getattr(new, "variables", ())):
                 target.assign(keras.ops.convert_to_numpy(source))
     take_statistics(thinner)
     copy_trainable(model, thinner)
+    for first, second in pairs:
+        first.trainable = second.trainable
     return thinner
 
 

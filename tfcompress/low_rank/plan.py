@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from tfcompress.profiling import Profile, table
+from tfcompress.profiling import Profile, cost_table, removed, table
 
 
 class Factor(NamedTuple):
@@ -38,12 +38,12 @@ class LowRankPlan:
     @property
     def params_reduction(self):
         """Fraction of the parameters removed."""
-        return _removed(self.before.params, self.after.params)
+        return removed(self.before.params, self.after.params)
 
     @property
     def macs_reduction(self):
         """Fraction of the MACs removed, or None if the spatial size is open."""
-        return None if self.before.macs is None else _removed(self.before.macs, self.after.macs)
+        return None if self.before.macs is None else removed(self.before.macs, self.after.macs)
 
     def __str__(self):
         rows = [
@@ -52,17 +52,7 @@ class LowRankPlan:
             else (name, "whole", "", "", "")
             for name, factor in self.factors.items()
         ]
-        costs = [
-            (name, "", f"{before:,}", f"{after:,}", f"{_removed(before, after):.1%}")
-            for name, before, after in (
-                ("parameters", self.before.params, self.after.params),
-                ("MACs", self.before.macs, self.after.macs),
-            )
-            if before is not None
-        ]
+        costs = [("parameters", self.before.params, self.after.params), ("MACs", self.before.macs, self.after.macs)]
+        costs = [cost for cost in costs if None not in cost]
         header = ("layer", "scheme", "rank", "full rank", "energy")
-        return f"{table(header, rows)}\n\n{table(('cost', '', 'before', 'after', 'removed'), costs)}"
-
-
-def _removed(before, after):
-    return 1 - after / before if before else 0.0
+        return f"{table(header, rows)}\n\n{cost_table('cost', costs)}"

@@ -113,7 +113,7 @@ class ChannelGraph:
         inputs = [Tensor(tuple(x.shape)) for x in model_inputs(model)]
         for tensor in walk(model, inputs, self._visit, self._enter):
             self.freeze(tensor, "an output of the model")
-        self._check_skip()
+        check_skip(self.skip, [name for name, _ in self.layers.values()])
         self._couple()
 
     # What rules call while the graph is walked.
@@ -337,7 +337,7 @@ class ChannelGraph:
         used = self.uses.get(id(call.operation), 0)
         count = positions(call)
         self.uses[id(call.operation)] = None if used is None or count is None else used + count
-        skipped = self._is_skipped(call.name)
+        skipped = is_skipped(call.name, self.skip)
         rule = find_rule(call.operation)
         if rule is None and not skipped:
             raise UnsupportedLayerError(
@@ -355,15 +355,6 @@ class ChannelGraph:
             for tensor in outputs:
                 self.freeze(tensor, "skipped")
         return [replace(tensor, shape=tuple(spec.shape)) for tensor, spec in zip(outputs, call.outputs)]
-
-    def _is_skipped(self, name):
-        return any(name == skipped or name.startswith(f"{skipped}/") for skipped in self.skip)
-
-    def _check_skip(self):
-        names = [name for name, _ in self.layers.values()]
-        for skipped in self.skip:
-            if not any(name == skipped or name.startswith(f"{skipped}/") for name in names):
-                raise ValueError(no_such_layer("skip", skipped, names))
 
     def _couple(self):
         a = np.concatenate([np.array([0]), *[a for a, _ in self._edges]])
@@ -397,6 +388,18 @@ def _group(name, classes, positions):
     positions = {producer: where.reshape(len(classes), -1) for producer, where in positions.items()}
     order = np.argsort(next(iter(positions.values()))[:, 0])
     return Group(name, classes[order], {producer: where[order] for producer, where in positions.items()})
+
+
+def is_skipped(name, skip):
+    """Whether a layer, or a nested model around it, is among the names of `skip`."""
+    return any(name == skipped or name.startswith(f"{skipped}/") for skipped in skip)
+
+
+def check_skip(skip, names):
+    """Raises a ValueError for the first name in `skip` that stands for none of these layers."""
+    for skipped in skip:
+        if not any(is_skipped(name, [skipped]) for name in names):
+            raise ValueError(no_such_layer("skip", skipped, names))
 
 
 def no_such_layer(argument, name, names):

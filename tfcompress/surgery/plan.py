@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tfcompress.profiling import table
+from tfcompress.profiling import cost_table, table
 from tfcompress.surgery.channel_graph import Cost
 
 
@@ -90,12 +90,7 @@ class PruningPlan:
             ("float32 bytes", 4 * self.before.params, 4 * self.after.params),
             ("int8 bytes", self.before.int8_bytes, self.after.int8_bytes),
         ]
-        rows = [
-            (what, "", f"{before:,}", f"{after:,}", f"{1 - after / before:.1%}")
-            for what, before, after in costs
-            if before is not None
-        ]
-        return "\n".join([*lines, table(("predicted", "", "before", "after", "removed"), rows)])
+        return "\n".join([*lines, cost_table("predicted", [cost for cost in costs if None not in cost])])
 
 
 def classes_kept(graph, plan):

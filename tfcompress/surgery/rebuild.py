@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from tfcompress.graph import clone_uncompiled, is_nested_model, take_statistics
+from tfcompress.graph import clone_uncompiled, copy_trainable, is_nested_model, take_statistics
 from tfcompress.surgery.channel_graph import ChannelGraph
 from tfcompress.surgery.plan import classes_kept
 
@@ -42,7 +42,7 @@ def rebuild(graph, alive):
         if not is_nested_model(old):
             _assign(graph, alive, old, new)
     take_statistics(model)
-    _copy_trainable(graph.model, model)
+    copy_trainable(graph.model, model)
     return model
 
 
@@ -80,13 +80,3 @@ def _assign(graph, alive, old, new):
                 f"{tuple(target.shape)}: the rule of {type(old).__name__} does not label its axes as its settings say."
             )
         target.assign(value)
-
-
-def _copy_trainable(old, new):
-    """A model's `trainable` is not cloned, and setting it overwrites that of its layers."""
-    new.trainable = old.trainable
-    for old_layer, new_layer in zip(old.layers, new.layers):
-        if is_nested_model(old_layer):
-            _copy_trainable(old_layer, new_layer)
-        elif new_layer.trainable != old_layer.trainable:
-            new_layer.trainable = old_layer.trainable
