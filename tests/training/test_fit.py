@@ -49,6 +49,20 @@ def test_finished_training_is_loaded_not_repeated(digits, tmp_path, capsys):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_trained_model_stays_compiled_as_it_was_and_loads_from_its_file(digits, tmp_path, compiled):
+    model = keras.Sequential([keras.Input((28, 28, 1)), layers.Flatten(), layers.Dense(10)])
+    if compiled:
+        model.compile(keras.optimizers.Adam(0.5), "mse")
+    before = model.optimizer if compiled else None
+    fit(model, digits.x_train[:64], digits.y_train[:64], dataclasses.replace(CONFIG, epochs=1))
+    assert model.compiled == compiled and (model.optimizer if compiled else None) is before
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    for a, b in zip(model.get_weights(), loaded.get_weights()):
+        np.testing.assert_array_equal(a, b)
+
+
 @pytest.mark.parametrize("change", ["config", "data", "weights"])
 def test_checkpoint_of_another_training_is_refused(digits, tmp_path, change):
     images, labels = digits.x_train[:256], digits.y_train[:256]

@@ -15,11 +15,12 @@ _DEPTHWISE = (keras.layers.DepthwiseConv2D, keras.layers.SeparableConv2D)
 def training_clone(model, precision="float32"):
     """Gives the model to train in place of `model`, and copies the weights back when the block ends.
 
-    For tf_keras models, and for Keras 3 models that have nothing to gain, that is `model` itself. Otherwise it is a
-    clone whose BatchNormalization layers call TensorFlow's fused kernel (Keras 3 composes it of single operations) or
-    our own, where that one is slow, and whose arithmetic is of the given precision; layers that produce an output stay
-    in float32. In bfloat16 on a CPU, convolutions whose kernels are slow become matrix products; in a network with
-    depthwise convolutions nothing else leaves float32, since their kernels, and ReLU6's, are up to 40 times slower.
+    For tf_keras models that is `model` itself. For Keras 3 models it is a clone, so that `model` stays compiled as it
+    was: Keras could not load its file if it were saved with the optimizer of `fit`. On TensorFlow the clone's
+    BatchNormalization layers call the fused kernel (Keras 3 composes it of single operations) or our own, where that
+    one is slow. Its arithmetic is of the given precision; layers that produce an output stay in float32. In bfloat16 on
+    a CPU, convolutions whose kernels are slow become matrix products; in a network with depthwise convolutions nothing
+    else leaves float32, since their kernels, and ReLU6's, are up to 40 times slower.
 
     Args:
         model: a built Keras 3 or tf_keras model.
@@ -31,9 +32,6 @@ def training_clone(model, precision="float32"):
         yield model
         return
     fused = keras.backend.backend() == "tensorflow"
-    if precision == "float32" and not (fused and any(_is_fusible(layer) for layer in model._flatten_layers())):
-        yield model
-        return
     outputs = {tensor._keras_history.operation.name for tensor in model.outputs}
     cpu = fused and not _has_gpu()
     depthwise = cpu and any(isinstance(layer, _DEPTHWISE) for layer in model._flatten_layers())

@@ -50,7 +50,8 @@ def fit(
     Layers that are frozen (`trainable=False`) stay as they are, and are counted on stderr.
 
     Args:
-        model: a built Keras 3 or tf_keras model with one image input that returns logits. It may come back compiled.
+        model: a built Keras 3 or tf_keras model with one image input that returns logits. A Keras 3 model stays
+            compiled as it was; a tf_keras model comes back compiled.
         images: (N, H, W, C), uint8 pixels (trained on as pixels / 255) or floats in [0, 1].
         labels: (N,) or (N, 1) integers in [0, classes), or one-hot (N, classes).
         config: a `TrainingConfig`.
