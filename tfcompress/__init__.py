@@ -21,6 +21,7 @@ _MODULE_OF = {
     "factorize": "low_rank",
     "as_logits": "outputs",
     "quantization_aware_training": "quantization",
+    "share_weights": "weight_sharing",
     "sparsify": "sparsity",
     "sparsity_of": "sparsity",
     "ChannelGraph": "surgery",

@@ -186,6 +186,7 @@ def _parser():
     )
     sub.add_argument("--qat", action="store_true", help="quantization-aware training first (int8 only)")
     sub.add_argument("--preserve-sparsity", action="store_true", help="weights that are zero stay zero in it")
+    sub.add_argument("--preserve-sharing", action="store_true", help="weights that share a value stay equal in it")
     _add_training(sub, epochs=2)
 
     sub = command(
@@ -424,6 +425,7 @@ def _quantize(options):
             *data.train,
             _training(options),
             preserve_sparsity=options.preserve_sparsity,
+            preserve_sharing=options.preserve_sharing,
             input_range=input_range(data),
             teacher=model,
             validation=data.validation,

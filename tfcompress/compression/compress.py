@@ -260,6 +260,21 @@ class _Run:
         )
         return f"{step.options['sparsity']:.0%} sparse"
 
+    def _share(self, step, directory):
+        from tfcompress import share_weights
+
+        self.network = self.trained = share_weights(
+            self.network,
+            step.options["clusters"],
+            *self.data.train,
+            step.training(),
+            skip=step.options.get("skip", ()),
+            teacher=self.teacher(step),
+            validation=self.data.validation,
+            directory=directory,
+        )
+        return f"{step.options['clusters']} weights per layer"
+
     def _qat(self, step, directory):
         from tfcompress import quantization_aware_training
 
@@ -268,6 +283,7 @@ class _Run:
             *self.data.train,
             step.training(),
             preserve_sparsity=step.options.get("preserve_sparsity", False),
+            preserve_sharing=step.options.get("preserve_sharing", False),
             input_range=input_range(self.data),
             teacher=self.teacher(step),
             validation=self.data.validation,

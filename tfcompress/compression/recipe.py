@@ -48,11 +48,23 @@ OPTIONS = {
         "sparsity": (float, "a fraction in [0, 1)"),
         "allocation": (str, "lamp or uniform"),
     },
-    "qat": {**_TRAIN, "preserve_sparsity": (bool, "true or false")},
+    "share": {
+        **_TRAIN,
+        "clusters": (int, "an integer from 2 to 256"),
+        "skip": (list, "a list of layer names"),
+    },
+    "qat": {**_TRAIN, "preserve_sparsity": (bool, "true or false"), "preserve_sharing": (bool, "true or false")},
     "export": {"precision": (str, ", ".join(PRECISIONS))},
 }
+# Once each, in this order, after all others.
+_LAST = ("sparsify", "share", "qat")
 AUGMENTATION = ("crop_padding", "flip", "rotation", "scaling", "cutout")
-REQUIRED = {"finetune": ("epochs",), "sparsify": ("epochs", "sparsity"), "qat": ("epochs",)}
+REQUIRED = {
+    "finetune": ("epochs",),
+    "sparsify": ("epochs", "sparsity"),
+    "share": ("epochs", "clusters"),
+    "qat": ("epochs",),
+}
 
 
 class RecipeError(ValueError):
@@ -64,7 +76,7 @@ class Step:
     """One step of a recipe.
 
     Attributes:
-        kind: prune, factorize, finetune, sparsify, qat or export.
+        kind: prune, factorize, finetune, sparsify, share, qat or export.
         options: {name: value}, as in the recipe.
         place: where it stands, for messages.
     """
@@ -110,7 +122,7 @@ class Recipe:
             options = dict(step.options)
             if step.kind in REQUIRED:
                 options = {**(augmentation or {}), **options}
-            if step.kind in ("finetune", "sparsify") and bfloat16:
+            if step.kind in ("finetune", "sparsify", "share") and bfloat16:
                 options = {"precision": "mixed_bfloat16", **options}
             steps.append({step.kind: options})
         for name in augmentation or ():
@@ -215,14 +227,12 @@ def _checked(items):
         if (step.kind == "export") != (i == len(steps) - 1):
             raise RecipeError(f"{step.place}: the last step, and only it, is 'export: {{precision: int8}}'")
         earlier = set(kinds[:i])
-        if step.kind in ("prune", "factorize", "finetune") and earlier & {"sparsify", "qat"}:
-            raise RecipeError(
-                f"{step.place}: {step.kind} comes before sparsify and qat, whose zeros and ranges it undoes"
-            )
+        if step.kind in ("prune", "factorize", "finetune") and earlier & set(_LAST):
+            raise RecipeError(f"{step.place}: {step.kind} comes before sparsify, share and qat, which it would undo")
         if step.kind in ("prune", "factorize") and "factorize" in earlier:
             raise RecipeError(f"{step.place}: factorize comes at most once, and after all prunings")
-        if step.kind in ("sparsify", "qat") and (step.kind in earlier or "qat" in earlier):
-            raise RecipeError(f"{step.place}: sparsify comes at most once, then qat at most once")
+        if step.kind in _LAST and earlier & set(_LAST[_LAST.index(step.kind) :]):
+            raise RecipeError(f"{step.place}: sparsify comes at most once, then share, then qat at most once")
     precision = steps[-1].options.get("precision", "int8")
     if "qat" in kinds and precision != "int8":
         raise RecipeError(f"{steps[-1].place}: after qat the precision is int8. Received: {precision}")
@@ -275,6 +285,13 @@ def _check_values(step, places):
         raise RecipeError(
             f"{places['precision']}: qat computes in tf_keras, in float32. Received: {options['precision']!r}"
         )
+    if step.kind == "share":
+        from tfcompress.weight_sharing import check_clusters
+
+        try:
+            check_clusters(options["clusters"])
+        except ValueError as error:
+            raise RecipeError(f"{places['clusters']}: {error}") from error
     if step.kind == "sparsify":
         if not 0 <= options["sparsity"] < 1:
             raise RecipeError(f"{places['sparsity']}: sparsity must be in [0, 1). Received: {options['sparsity']}")

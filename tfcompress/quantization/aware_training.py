@@ -10,6 +10,7 @@ from tfcompress.keras2 import tfmot, to_tf_keras
 from tfcompress.outputs import check_logits
 from tfcompress.quantization.equalize import equalize_depthwise
 from tfcompress.quantization.scheme import CUSTOM_OBJECTS, Scheme, check_supported
+from tfcompress.weight_sharing import weight_tying
 
 _CALIBRATION_IMAGES = 1024
 
@@ -21,6 +22,7 @@ def quantization_aware_training(
     config,
     *,
     preserve_sparsity=False,
+    preserve_sharing=False,
     input_range=(0.0, 1.0),
     teacher=None,
     validation=None,
@@ -37,6 +39,7 @@ def quantization_aware_training(
         y: (N,) integer labels.
         config: a `TrainingConfig`.
         preserve_sparsity: whether weights that are zero stay zero.
+        preserve_sharing: whether weights that `share_weights` made equal stay equal, and zeros among them zero.
         input_range: (smallest, largest) value of the model's inputs; (0, 1) for pixels / 255.
         teacher: a model to be distilled from, a `CachedTeacher`, or None.
         validation: (images, labels) to measure after each epoch, or None.
@@ -56,7 +59,12 @@ def quantization_aware_training(
     wrapped = quantize_wrap(model, preserve_sparsity=preserve_sparsity, input_range=input_range)
     calibrate(wrapped, *sample(_CALIBRATION_IMAGES, x), batch_size=config.batch_size)
     identity = {"preserve_sparsity": preserve_sparsity}
-    fit(wrapped, x, y, config, validation=validation, teacher=teacher, directory=directory, identity=identity)
+    callbacks = []
+    if preserve_sharing:
+        identity["preserve_sharing"] = True
+        callbacks.append(weight_tying(wrapped))
+    options = {"validation": validation, "teacher": teacher, "directory": directory}
+    fit(wrapped, x, y, config, callbacks=callbacks, identity=identity, **options)
     _update_weight_ranges(wrapped)
     return wrapped
 

@@ -29,18 +29,27 @@ def sparsity_of(model):
     return float(sum(np.sum(value == 0) for value in values) / max(sum(map(np.size, values)), 1))
 
 
-def prunable_kernels(model):
-    """The kernels of all trainable convolutions (depthwise ones included) and dense layers.
+def prunable_kernels(model, depthwise=True):
+    """The kernels of all trainable convolutions and dense layers.
 
     Frozen layers, and those that `sparsity_of` leaves out, stay as they are.
 
     Args:
         model: a Keras 3 or tf_keras model.
+        depthwise: whether depthwise kernels count, those of separable convolutions too.
 
     Returns:
         {layer name: list of variables}; a layer of a nested model is named "outer/inner".
     """
-    return _kernels(model, lambda layer: _unwrapped(layer).trainable)
+
+    def counts(layer):
+        inner = _unwrapped(layer)
+        return inner.trainable and (depthwise or not type(inner).__name__.startswith("Depthwise"))
+
+    found = _kernels(model, counts)
+    if depthwise:
+        return found
+    return {name: [kernel for kernel in kernels if "depthwise" not in kernel.name] for name, kernels in found.items()}
 
 
 def _kernels(model, counts):

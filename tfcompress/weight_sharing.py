@@ -1,0 +1,149 @@
+"""Weight sharing: the weights of each layer take a few values, and training moves these (Deep Compression)."""
+
+import keras
+import numpy as np
+
+from tfcompress.errors import listed
+from tfcompress.graph import clone_uncompiled, copy_weights, model_inputs, walk
+from tfcompress.sparsity import prunable_kernels
+from tfcompress.surgery.channel_graph import check_skip, is_skipped
+
+_MOST_CLUSTERS = 256
+
+
+def share_weights(
+    model,
+    clusters,
+    x,
+    y,
+    config,
+    *,
+    skip=(),
+    teacher=None,
+    validation=None,
+    directory=None,
+):
+    """Lets the weights of each layer share a few values, and trains these.
+
+    Han et al. 2016 ("Deep Compression", section 3): k-means finds the values of a layer (eq. 2, from centroids spread
+    evenly over the range of its weights), then each moves by the sum of what its weights would move by (eq. 3), here
+    divided by the root of their number: as far as a single weight would where gradients are independent, so that the
+    learning rate of any other fine-tuning fits. The result is a model as large as before whose files compress well:
+    k values are worth log2(k) bits a weight at most.
+
+    Args:
+        model: a Keras 3 model, trained. It is not changed.
+        clusters: how many values a layer's kernels take, 2 to 256. Weights that are zero stay zero and do not count, so
+            that what `sparsify` made is kept. Depthwise kernels and biases are not shared: they are few.
+        x: training images, as `tfcompress.training.fit` takes them.
+        y: (N,) integer labels.
+        config: a `TrainingConfig`.
+        skip: names of layers, or of nested models, whose weights are not shared.
+        teacher: a model to be distilled from, a `CachedTeacher`, or None.
+        validation: (images, labels) to measure after each epoch, or None.
+        directory: where the checkpoints go, or None. The same call resumes there.
+
+    Returns:
+        A Keras model of the same layers. To keep its values equal in a quantization-aware training, give that
+        `preserve_sharing=True`.
+
+    Raises:
+        ValueError: a number of clusters that cannot be, a name in `skip` that is no layer's, a model that is not built
+            or subclassed, or one without kernels to share.
+    """
+    from tfcompress.training import fit
+
+    model_inputs(model)
+    check_clusters(clusters)
+    _check_skip(skip, model)
+    shared = clone_uncompiled(model)
+    copy_weights(model, shared)
+    found = prunable_kernels(shared, depthwise=False)
+    kernels = [kernel for name, kernels in found.items() if not is_skipped(name, skip) for kernel in kernels]
+    if not kernels:
+        raise ValueError(
+            f"{model.name!r} has no weights to share: trainable convolutions or dense layers are expected. Received: "
+            f"{listed([layer.name for layer in model.layers])}, skip={list(skip)}"
+        )
+    for kernel in kernels:
+        kernel.assign(_clustered(np.array(kernel), int(clusters)))
+    options = {"validation": validation, "teacher": teacher, "directory": directory}
+    fit(shared, x, y, config, callbacks=[weight_tying(shared)], identity={"shared": True}, **options)
+    return shared
+
+
+def check_clusters(clusters):
+    if isinstance(clusters, bool) or int(clusters) != clusters or not 2 <= clusters <= _MOST_CLUSTERS:
+        raise ValueError(f"clusters must be an integer from 2 to {_MOST_CLUSTERS}. Received: {clusters!r}")
+
+
+def weight_tying(model):
+    """A callback for `fit` that keeps weights equal which are equal when an epoch begins, and zeros zero.
+
+    Args:
+        model: the Keras 3 or tf_keras model that is trained. Kernels of more than 256 values, besides zero, keep their
+            zeros alone.
+    """
+    if isinstance(model, keras.Model):
+        base = keras.callbacks.Callback
+    else:
+        from tfcompress.keras2 import tf_keras
+
+        base = tf_keras.callbacks.Callback
+    return type("WeightTying", (_WeightTying, base), {})(model)
+
+
+class _WeightTying:
+    def __init__(self, model):
+        super().__init__()
+        # By position: `fit` may train a clone whose layers are of other classes.
+        position = {id(variable): i for i, variable in enumerate(model.weights)}
+        self._positions = [position[id(kernel)] for kernels in prunable_kernels(model).values() for kernel in kernels]
+
+    def on_train_begin(self, logs=None):
+        """Reads the codebooks off the weights: they are all that a resumed training has to know."""
+        self._codebooks, self._masks = {}, {}
+        for i in self._positions:
+            values, codes, counts = np.unique(self.model.weights[i], return_inverse=True, return_counts=True)
+            if np.count_nonzero(values) <= _MOST_CLUSTERS:
+                self._codebooks[i] = values.astype("float64"), codes.ravel(), counts
+            elif (values == 0).any():
+                self._masks[i] = np.asarray(self.model.weights[i]) != 0
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Moves the values of each codebook by what the optimizer has moved their weights by."""
+        if keras.backend.backend() == "jax":
+            self.model.jax_state_sync()
+        for i, (values, codes, counts) in self._codebooks.items():
+            kernel = self.model.weights[i]
+            sums = np.bincount(codes, np.ravel(kernel), len(values)) - counts * values
+            values += np.where(values == 0, 0, sums / np.sqrt(counts))
+            kernel.assign(values[codes].reshape(kernel.shape))
+        for i, mask in self._masks.items():
+            self.model.weights[i].assign(self.model.weights[i] * mask)
+
+
+def _check_skip(skip, model):
+    names = []
+
+    def visit(call):
+        names.append(call.name)
+        return [None] * len(call.outputs)
+
+    walk(model, [None] * len(model_inputs(model)), visit)
+    check_skip(skip, names)
+
+
+def _clustered(kernel, clusters):
+    """The kernel with each weight that is not zero replaced by its centroid."""
+    from sklearn.cluster import KMeans
+    from threadpoolctl import threadpool_limits
+
+    weights = kernel[kernel != 0].astype("float64")
+    if len(np.unique(weights)) > clusters:
+        centroids = np.linspace(weights.min(), weights.max(), clusters)
+        # On several threads the sums, and so the checkpoint that a training is resumed from, are not reproducible.
+        with threadpool_limits(1):
+            found = KMeans(clusters, init=centroids[:, None], n_init=1, tol=0).fit(weights[:, None])
+        kernel[kernel != 0] = found.cluster_centers_[found.labels_, 0]
+    return kernel
