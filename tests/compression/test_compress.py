@@ -94,6 +94,21 @@ def test_float_model_is_a_plain_keras_model_with_the_zeros(done, data):
     assert loaded.get_layer("conv2").filters == len(plan.kept["conv2"])
 
 
+def test_values_that_are_shared_stay_so_in_int8(model, data, tmp_path):
+    steps = [
+        {"share": {"clusters": 8, "epochs": 1, "learning_rate": 0.01, "skip": ["conv1"]}},
+        {"qat": {"epochs": 1, "optimizer": "adam", "learning_rate": 0.0005, "preserve_sharing": True}},
+        {"export": {"precision": "int8"}},
+    ]
+    done = compress(model, data, steps, tmp_path / "out")
+    rows = done.summary["steps"]
+    assert [row["title"] for row in rows[1:]] == ["8 values per layer", "int8, trained (QAT)"]
+    values = {name: np.unique(done.model.get_layer(name).get_weights()[0]).size for name in ("conv1", "conv2")}
+    assert values == {"conv1": 300, "conv2": 8}
+    # 3 bits a weight; conv1, biases and the graph are the rest.
+    assert rows[-1]["gzip_bytes"] < 0.65 * rows[-1]["bytes"]
+
+
 def test_factorized_after_pruning(model, data, tmp_path):
     steps = [{"prune": {"ratio": 0.25}}, {"factorize": {"params_reduction": 0.4}}, {"export": {"precision": "float32"}}]
     pruned, low_rank = plan(model, load_recipe(steps))

@@ -66,8 +66,15 @@ EXPORT = "export: {precision: int8}"
         (["finetune: {epochs: 0}", EXPORT], "line 3: finetune: epochs must be at least 1"),
         (["finetune: {epochs: 1, schedule: cosinus}", EXPORT], "schedule must be one of cosine"),
         (["sparsify: {epochs: 1, sparsity: 1.0}", EXPORT], r"sparsity must be in \[0, 1\)"),
+        (["share: {epochs: 1}", EXPORT], "line 3: share needs clusters, an integer from 2 to 256"),
+        (["share: {epochs: 1, clusters: 1}", EXPORT], r"line 3: clusters must be an integer .*\. Received: 1"),
+        (
+            ["share: {epochs: 1, clusters: 4}", "finetune: {epochs: 1}", EXPORT],
+            "line 4: finetune comes before sparsify",
+        ),
+        (["share: {epochs: 1, clusters: 4}", "sparsify: {epochs: 1, sparsity: 0.5}", EXPORT], "line 4: sparsify comes"),
         (["qat: {epochs: 1}", "export: {precision: float16}"], "line 4: after qat the precision is int8"),
-        (["qat: {epochs: 1}", "prune: {ratio: 0.5}", EXPORT], "line 4: prune comes before sparsify and qat"),
+        (["qat: {epochs: 1}", "prune: {ratio: 0.5}", EXPORT], "line 4: prune comes before sparsify, share and qat"),
         (["qat: {epochs: 1}", "qat: {epochs: 1}", EXPORT], "line 4: sparsify comes at most once"),
         (["qat: {epochs: 1}"], "line 3: the last step, and only it, is 'export"),
         ([EXPORT, EXPORT], "line 3: the last step, and only it"),
@@ -115,7 +122,8 @@ def test_bfloat16_goes_to_the_float_trainings_alone():
     recipe = load_recipe("small").adapted(bfloat16=True)
     got = {step.kind: step.options.get("precision") for step in recipe.steps}
     assert got == {"prune": None, "finetune": "mixed_bfloat16", "qat": None, "export": "int8"}
-    sparse = load_recipe([{"sparsify": {"epochs": 1, "sparsity": 0.5}}, {"export": {}}]).adapted(bfloat16=True)
-    assert sparse.steps[0].options["precision"] == "mixed_bfloat16"
+    steps = [{"sparsify": {"epochs": 1, "sparsity": 0.5}}, {"share": {"epochs": 1, "clusters": 4}}, {"export": {}}]
+    for step in load_recipe(steps).adapted(bfloat16=True).steps[:2]:
+        assert step.options["precision"] == "mixed_bfloat16"
     own = load_recipe([{"finetune": {"epochs": 1, "precision": "float32"}}, {"export": {}}]).adapted(bfloat16=True)
     assert own.steps[0].options["precision"] == "float32"

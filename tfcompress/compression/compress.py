@@ -273,7 +273,7 @@ class _Run:
             validation=self.data.validation,
             directory=directory,
         )
-        return f"{step.options['clusters']} weights per layer"
+        return f"{step.options['clusters']} values per layer"
 
     def _qat(self, step, directory):
         from tfcompress import quantization_aware_training
