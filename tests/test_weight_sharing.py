@@ -12,7 +12,7 @@ from keras import layers
 
 import tfcompress as tfc
 from tfcompress.sparsity import sparsity_of
-from tfcompress.training import TrainingConfig, accuracy, fit
+from tfcompress.training import CheckpointError, TrainingConfig, accuracy, fit
 from tfcompress.weight_sharing import weight_tying
 
 CONFIG = TrainingConfig(epochs=2, batch_size=16, learning_rate=0.01)
@@ -125,6 +125,12 @@ def test_layers_of_nested_models_are_shared_or_skipped():
     assert distinct(shared.get_layer(inner.name), "conv") == 216 and distinct(shared, "outer") == 4
 
 
+def test_directory_of_other_clusters_is_refused(tmp_path):
+    tfc.share_weights(small_net(), 4, *data(), CONFIG, directory=tmp_path)
+    with pytest.raises(CheckpointError, match="clusters 4, now 8"):
+        tfc.share_weights(small_net(), 8, *data(), CONFIG, directory=tmp_path)
+
+
 def test_resumed_training_ends_with_the_same_bits(tmp_path, monkeypatch):
     whole = tfc.share_weights(small_net(), 8, *data(), CONFIG, directory=tmp_path / "whole")
 
@@ -175,7 +181,18 @@ def test_files_compress_better(tmp_path, digits):
     assert sizes[1] < 0.65 * sizes[0]
 
 
-@pytest.mark.parametrize("clusters", [1, 257, 2.5, True])
+def test_kernels_that_keras_has_quantized_are_left_alone():
+    model = keras.Sequential([keras.Input((8, 8, 3)), layers.Conv2D(4, 3), layers.Flatten(), layers.Dense(5)])
+    model.quantize("int8")
+    shared, sparse = tfc.share_weights(model, 4, *data(), CONFIG), tfc.sparsify(model, 0.5, *data(), CONFIG)
+    before, *after = ([w for w in m.layers[-1].weights if w.dtype == "int8"] for m in (model, shared, sparse))
+    assert len(before) == 1
+    for kernels in after:
+        np.testing.assert_array_equal(kernels[0], before[0])
+    assert distinct(shared, model.layers[0].name) == 4
+
+
+@pytest.mark.parametrize("clusters", [1, 257, 2.5, True, "4"])
 def test_impossible_numbers_of_clusters_are_refused(clusters):
     with pytest.raises(ValueError, match="clusters must be an integer from 2 to 256"):
         tfc.share_weights(small_net(), clusters, *data(), CONFIG)
@@ -184,6 +201,8 @@ def test_impossible_numbers_of_clusters_are_refused(clusters):
 def test_what_cannot_be_shared_is_said():
     with pytest.raises(ValueError, match=r"skip .*'dens'"):
         tfc.share_weights(small_net(), 4, *data(), CONFIG, skip=["dens"])
+    with pytest.raises(ValueError, match=r"skip must be a list of layer names\. Received: 'dense'"):
+        tfc.share_weights(small_net(), 4, *data(), CONFIG, skip="dense")
     frozen = small_net()
     frozen.trainable = False
     with pytest.raises(ValueError, match="has no weights to share"):

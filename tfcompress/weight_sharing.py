@@ -6,7 +6,7 @@ import numpy as np
 from tfcompress.errors import listed
 from tfcompress.graph import clone_uncompiled, copy_weights, model_inputs, walk
 from tfcompress.sparsity import prunable_kernels
-from tfcompress.surgery.channel_graph import check_skip, is_skipped
+from tfcompress.surgery.channel_graph import as_skip, check_skip, is_skipped
 
 _MOST_CLUSTERS = 256
 
@@ -55,6 +55,7 @@ def share_weights(
 
     model_inputs(model)
     check_clusters(clusters)
+    skip = as_skip(skip)
     _check_skip(skip, model)
     shared = clone_uncompiled(model)
     copy_weights(model, shared)
@@ -67,13 +68,15 @@ def share_weights(
         )
     for kernel in kernels:
         kernel.assign(_clustered(np.array(kernel), int(clusters)))
+    identity = {"clusters": int(clusters), "skip": list(skip)}
     options = {"validation": validation, "teacher": teacher, "directory": directory}
-    fit(shared, x, y, config, callbacks=[weight_tying(shared)], identity={"shared": True}, **options)
+    fit(shared, x, y, config, callbacks=[weight_tying(shared)], identity=identity, **options)
     return shared
 
 
 def check_clusters(clusters):
-    if isinstance(clusters, bool) or int(clusters) != clusters or not 2 <= clusters <= _MOST_CLUSTERS:
+    integer = isinstance(clusters, int | np.integer) and not isinstance(clusters, bool)
+    if not integer or not 2 <= clusters <= _MOST_CLUSTERS:
         raise ValueError(f"clusters must be an integer from 2 to {_MOST_CLUSTERS}. Received: {clusters!r}")
 
 

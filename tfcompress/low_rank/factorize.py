@@ -14,7 +14,7 @@ from tfcompress.graph import clone_uncompiled, copy_trainable, is_nested_model, 
 from tfcompress.low_rank.decompose import SCHEMES, energies, factors, rank_at
 from tfcompress.low_rank.plan import Factor, LowRankPlan
 from tfcompress.profiling import positions, profile
-from tfcompress.surgery.channel_graph import check_skip, is_skipped, no_such_layer
+from tfcompress.surgery.channel_graph import as_skip, check_skip, is_skipped, no_such_layer
 
 _SUFFIX = "_low_rank"
 
@@ -97,9 +97,7 @@ def _given(targets):
 
 def _calls(model, skip, ranks):
     """{name: its calls} of the layers to choose ranks for."""
-    if isinstance(skip, str):
-        raise ValueError(f"skip must be a list of layer names. Received: {skip!r}")
-    found, names = {}, []
+    skip, found, names = as_skip(skip), {}, []
 
     def visit(call):
         names.append(call.name)

@@ -32,7 +32,8 @@ def sparsity_of(model):
 def prunable_kernels(model, depthwise=True):
     """The kernels of all trainable convolutions and dense layers.
 
-    Frozen layers, and those that `sparsity_of` leaves out, stay as they are.
+    Frozen layers, kernels that Keras has quantized or that only LoRA trains, and layers that `sparsity_of` leaves out
+    stay as they are.
 
     Args:
         model: a Keras 3 or tf_keras model.
@@ -46,10 +47,11 @@ def prunable_kernels(model, depthwise=True):
         inner = _unwrapped(layer)
         return inner.trainable and (depthwise or not type(inner).__name__.startswith("Depthwise"))
 
-    found = _kernels(model, counts)
-    if depthwise:
-        return found
-    return {name: [kernel for kernel in kernels if "depthwise" not in kernel.name] for name, kernels in found.items()}
+    def chosen(kernel):
+        return kernel.trainable and (depthwise or "depthwise" not in kernel.name)
+
+    found = {name: [*filter(chosen, kernels)] for name, kernels in _kernels(model, counts).items()}
+    return {name: kernels for name, kernels in found.items() if kernels}
 
 
 def _kernels(model, counts):

@@ -100,7 +100,7 @@ class ChannelGraph:
 
     def __init__(self, model, skip=()):
         self.model = model
-        self.skip = tuple(skip)
+        self.skip = as_skip(skip)
         self.layers = {}
         self.producers = {}
         self.labels = {}
@@ -388,6 +388,13 @@ def _group(name, classes, positions):
     positions = {producer: where.reshape(len(classes), -1) for producer, where in positions.items()}
     order = np.argsort(next(iter(positions.values()))[:, 0])
     return Group(name, classes[order], {producer: where[order] for producer, where in positions.items()})
+
+
+def as_skip(skip):
+    """The names in `skip` as a tuple; a ValueError for a single string, which would be taken for a list of letters."""
+    if isinstance(skip, str):
+        raise ValueError(f"skip must be a list of layer names. Received: {skip!r}")
+    return tuple(skip)
 
 
 def is_skipped(name, skip):
