@@ -94,6 +94,18 @@ def walk(model, values, visit, enter=None):
     return _walk(model, list(model_inputs(model)), values, visit, enter, "", {})[1]
 
 
+def layer_names(model):
+    """The names of all layers in topological order; those of a nested model "outer/inner"."""
+    names = []
+
+    def visit(call):
+        names.append(call.name)
+        return [None] * len(call.outputs)
+
+    walk(model, [None] * len(model_inputs(model)), visit)
+    return names
+
+
 def model_inputs(model):
     """The model's input tensors, or a `ValueError` that says why it has none."""
     if not isinstance(model, keras.Model):

@@ -18,7 +18,7 @@ from tfcompress.compression.compress import calibration_images, compress, input_
 from tfcompress.compression.recipe import load_recipe
 from tfcompress.datasets import UserData
 from tfcompress.datasets.arrays import as_float
-from tfcompress.quantization import quantize_wrap
+from tfcompress.quantization.aware_training import quantize_wrap
 from tfcompress.training.checkpoint import load_checkpoint
 
 RECIPE = [

@@ -6,7 +6,7 @@ import pytest
 
 from tfcompress import UnsupportedLayerError
 from tfcompress.keras2 import to_tf_keras
-from tfcompress.quantization import quantize_wrap
+from tfcompress.quantization.aware_training import quantize_wrap
 
 NETWORKS = {
     "ConvNeXtTiny": 64,

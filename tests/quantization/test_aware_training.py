@@ -10,7 +10,7 @@ from keras import layers
 import tfcompress as tfc
 from tfcompress.keras2 import tf_keras, to_tf_keras
 from tfcompress.models import lenet5
-from tfcompress.quantization import calibrate, quantization_aware_training, quantize_wrap
+from tfcompress.quantization.aware_training import calibrate, quantization_aware_training, quantize_wrap
 from tfcompress.sparsity import allocate, prunable_kernels, sparsity_of
 from tfcompress.training import TrainingConfig
 

@@ -7,7 +7,8 @@ from keras import layers
 
 import tfcompress as tfc
 from tfcompress.keras2 import to_tf_keras
-from tfcompress.quantization import aware_training, calibrate, quantize_wrap
+from tfcompress.quantization import aware_training
+from tfcompress.quantization.aware_training import calibrate, quantize_wrap
 from tfcompress.quantization.equalize import equalize_depthwise
 
 IMAGES = np.random.default_rng(0).uniform(0, 1, (128, 12, 12, 3)).astype("float32")

@@ -9,7 +9,7 @@ from keras import layers
 from tfcompress import UnsupportedLayerError
 from tfcompress.keras2 import tf_keras
 from tfcompress.models import resnet
-from tfcompress.quantization import calibrate, quantize_wrap
+from tfcompress.quantization.aware_training import calibrate, quantize_wrap
 
 
 def conv_bn(x, filters, activation, **options):

@@ -7,7 +7,7 @@ from keras import layers
 
 from tfcompress.keras2 import to_tf_keras
 from tfcompress.models import lenet5
-from tfcompress.quantization import quantize_wrap
+from tfcompress.quantization.aware_training import quantize_wrap
 from tfcompress.sparsity import allocate, prunable_kernels, sparsity_of
 
 

@@ -23,7 +23,7 @@ def network():
 
 
 def quantized_network():
-    from tfcompress.quantization import quantize_wrap
+    from tfcompress.quantization.aware_training import quantize_wrap
 
     return quantize_wrap(keras.models.clone_model(network(), clone_function=without_dropout))
 

@@ -165,7 +165,7 @@ def calibration_images(data, count=500):
 def _check_export(model, data, recipe):
     """Converts the model as it is, as the recipe will at its end: what the file's precision cannot do is found now."""
     from tfcompress import export_tflite
-    from tfcompress.quantization import calibrate, quantize_wrap
+    from tfcompress.quantization.aware_training import calibrate, quantize_wrap
     from tfcompress.tflite.export import RequantizationError
 
     if None in model.inputs[0].shape[1:]:

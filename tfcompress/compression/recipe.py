@@ -286,7 +286,7 @@ def _check_values(step, places):
             f"{places['precision']}: qat computes in tf_keras, in float32. Received: {options['precision']!r}"
         )
     if step.kind == "share":
-        from tfcompress.weight_sharing import check_clusters
+        from tfcompress.quantization.weight_sharing import check_clusters
 
         try:
             check_clusters(options["clusters"])

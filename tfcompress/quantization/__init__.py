@@ -1,5 +1,1 @@
-"""Quantization-aware training (TF-MOT)."""
-
-from tfcompress.quantization.aware_training import calibrate, quantization_aware_training, quantize_wrap
-
-__all__ = ["calibrate", "quantization_aware_training", "quantize_wrap"]
+"""Weights of few values: int8 training by TF-MOT, and without TensorFlow weight sharing and binary weights."""

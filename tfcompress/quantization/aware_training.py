@@ -10,7 +10,7 @@ from tfcompress.keras2 import tfmot, to_tf_keras
 from tfcompress.outputs import check_logits
 from tfcompress.quantization.equalize import equalize_depthwise
 from tfcompress.quantization.scheme import CUSTOM_OBJECTS, Scheme, check_supported
-from tfcompress.weight_sharing import weight_tying
+from tfcompress.quantization.weight_sharing import weight_tying
 
 _CALIBRATION_IMAGES = 1024
 

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 
 from tfcompress.errors import listed
-from tfcompress.graph import clone_uncompiled, copy_weights, model_inputs, walk
+from tfcompress.graph import clone_uncompiled, copy_weights, layer_names
 from tfcompress.sparsity import prunable_kernels
 from tfcompress.surgery.channel_graph import as_skip, check_skip, is_skipped
 
@@ -53,10 +53,10 @@ def share_weights(
     """
     from tfcompress.training import fit
 
-    model_inputs(model)
+    names = layer_names(model)
     check_clusters(clusters)
     skip = as_skip(skip)
-    _check_skip(skip, model)
+    check_skip(skip, names)
     shared = clone_uncompiled(model)
     copy_weights(model, shared)
     found = prunable_kernels(shared, depthwise=False)
@@ -124,17 +124,6 @@ class _WeightTying:
             kernel.assign(values[codes].reshape(kernel.shape))
         for i, mask in self._masks.items():
             self.model.weights[i].assign(self.model.weights[i] * mask)
-
-
-def _check_skip(skip, model):
-    names = []
-
-    def visit(call):
-        names.append(call.name)
-        return [None] * len(call.outputs)
-
-    walk(model, [None] * len(model_inputs(model)), visit)
-    check_skip(skip, names)
 
 
 def _clustered(kernel, clusters):

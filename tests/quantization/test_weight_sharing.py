@@ -11,9 +11,9 @@ import pytest
 from keras import layers
 
 import tfcompress as tfc
+from tfcompress.quantization.weight_sharing import weight_tying
 from tfcompress.sparsity import sparsity_of
 from tfcompress.training import CheckpointError, TrainingConfig, accuracy, fit
-from tfcompress.weight_sharing import weight_tying
 
 CONFIG = TrainingConfig(epochs=2, batch_size=16, learning_rate=0.01)
 # A learning rate of practically zero: the weights are then those that k-means has found.
