@@ -21,8 +21,11 @@ def clone_uncompiled(model, **options):
 
 
 def copy_weights(source, target):
-    """Gives a clone the weights of its model."""
+    """Gives a clone the weights of its model, and freezes those that are frozen by themselves: no config says so."""
     target.set_weights(source.get_weights())
+    for old, new in zip(source.weights, target.weights):
+        if new.trainable != old.trainable:
+            new.trainable = old.trainable
     take_statistics(target)
 
 

@@ -94,6 +94,17 @@ def test_float_model_is_a_plain_keras_model_with_the_zeros(done, data):
     assert loaded.get_layer("conv2").filters == len(plan.kept["conv2"])
 
 
+def test_layers_that_cannot_be_shared_are_named_before_anything_is_trained(model, data, tmp_path):
+    steps = [
+        {"finetune": {"epochs": 1}},
+        {"share": {"clusters": 8, "epochs": 1, "skip": ["conv3"]}},
+        {"export": {"precision": "int8"}},
+    ]
+    with pytest.raises(ValueError, match=r"step 2: skip .*'conv3'"):
+        compress(model, data, steps, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_values_that_are_shared_stay_so_in_int8(model, data, tmp_path):
     steps = [
         {"share": {"clusters": 8, "epochs": 1, "learning_rate": 0.01, "skip": ["conv1"]}},
@@ -218,6 +229,15 @@ def test_step_by_step(files, capsys):
     assert code == 0 and "median (ms)" in out
     code, out, _ = run(capsys, "sensitivity", model, *data, "--ratios", "0.5", "--layers", "conv2")
     assert code == 0 and "conv2" in out and "-50%" in out
+
+
+@pytest.mark.parametrize("kept", ["sparsity", "sharing"])
+def test_int8_training_by_command_keeps_what_it_is_told_to(files, capsys, tmp_path, kept):
+    command = ("quantize", files / "model.keras", "--data", files / "digits.npz", "--qat", "--epochs", "1")
+    code, _, err = run(capsys, *command, f"--preserve-{kept}", "-o", tmp_path / "model.tflite")
+    assert code == 0, err
+    identity = load_checkpoint(tmp_path / "model.tflite.training" / "checkpoint.npz")[1]
+    assert [identity[f"preserve_{what}"] for what in ("sparsity", "sharing")] == [kept == "sparsity", kept == "sharing"]
 
 
 def test_whole_way_by_command(files, capsys):

@@ -63,6 +63,28 @@ def test_trained_model_stays_compiled_as_it_was_and_loads_from_its_file(digits, 
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("normalized", [False, True])
+def test_model_that_keras_cannot_clone_is_trained_itself(digits, normalized):
+    model = keras.Sequential([keras.Input((28, 28, 1)), layers.Flatten(), layers.Lambda(lambda x: 2 * x)])
+    if normalized:
+        model.add(layers.BatchNormalization())
+    model.add(layers.Dense(10, kernel_constraint=lambda kernel: kernel))
+    fit(model, digits.x_train, digits.y_train, CONFIG)
+    assert accuracy(model, digits.x_test, digits.y_test) > 0.8
+    with pytest.raises((TypeError, ValueError)):
+        fit(model, digits.x_train, digits.y_train, dataclasses.replace(CONFIG, precision="mixed_bfloat16"))
+
+
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
+def test_variables_that_are_frozen_by_themselves_stay(digits, precision):
+    model = network()
+    model.get_layer("conv").kernel.trainable = False
+    before = model.get_weights()
+    fit(model, digits.x_train[:64], digits.y_train[:64], dataclasses.replace(CONFIG, epochs=1, precision=precision))
+    moved = {v.path: np.abs(v - old).max() for v, old in zip(model.weights, before)}
+    assert moved.pop("conv/kernel") == 0 and min(moved.values()) > 0
+
+
 @pytest.mark.parametrize("change", ["config", "data", "weights"])
 def test_checkpoint_of_another_training_is_refused(digits, tmp_path, change):
     images, labels = digits.x_train[:256], digits.y_train[:256]

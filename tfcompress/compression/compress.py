@@ -126,16 +126,19 @@ def plan(model, recipe):
         List of `PruningPlan` and `LowRankPlan`.
     """
     from tfcompress import factorize, prune_channels
+    from tfcompress.quantization.weight_sharing import shareable
 
     shrinking = {"prune": prune_channels, "factorize": factorize}
     plans = []
     for step in recipe.steps:
-        if step.kind in shrinking:
-            try:
+        try:
+            if step.kind in shrinking:
                 model, made = shrinking[step.kind](model, **step.options)
-            except ValueError as error:
-                raise ValueError(f"{step.place}: {error}") from error
-            plans.append(made)
+                plans.append(made)
+            elif step.kind == "share":
+                shareable(model, step.options.get("skip", ()))
+        except ValueError as error:
+            raise ValueError(f"{step.place}: {error}") from error
     return plans
 
 

@@ -39,7 +39,8 @@ def quantization_aware_training(
         y: (N,) integer labels.
         config: a `TrainingConfig`.
         preserve_sparsity: whether weights that are zero stay zero.
-        preserve_sharing: whether weights that `share_weights` made equal stay equal, and zeros among them zero.
+        preserve_sharing: whether weights that `share_weights` made equal stay equal, and zeros zero. Where a BatchNorm
+            follows a dense layer, that is so within each unit: int8 folds its scales into the weights.
         input_range: (smallest, largest) value of the model's inputs; (0, 1) for pixels / 255.
         teacher: a model to be distilled from, a `CachedTeacher`, or None.
         validation: (images, labels) to measure after each epoch, or None.
@@ -58,11 +59,8 @@ def quantization_aware_training(
     _check_range(x, input_range)
     wrapped = quantize_wrap(model, preserve_sparsity=preserve_sparsity, input_range=input_range)
     calibrate(wrapped, *sample(_CALIBRATION_IMAGES, x), batch_size=config.batch_size)
-    identity = {"preserve_sparsity": preserve_sparsity}
-    callbacks = []
-    if preserve_sharing:
-        identity["preserve_sharing"] = True
-        callbacks.append(weight_tying(wrapped))
+    identity = {"preserve_sparsity": preserve_sparsity, "preserve_sharing": preserve_sharing}
+    callbacks = [weight_tying(wrapped)] if preserve_sharing else []
     options = {"validation": validation, "teacher": teacher, "directory": directory}
     fit(wrapped, x, y, config, callbacks=callbacks, identity=identity, **options)
     _update_weight_ranges(wrapped)

@@ -25,11 +25,10 @@ def share_weights(
 ):
     """Lets the weights of each layer share a few values, and trains these.
 
-    Han et al. 2016 ("Deep Compression", section 3): k-means finds the values of a layer (eq. 2, from centroids spread
-    evenly over the range of its weights), then each moves by the sum of what its weights would move by (eq. 3), here
-    divided by the root of their number: as far as a single weight would where gradients are independent, so that the
-    learning rate of any other fine-tuning fits. The result is a model as large as before whose files compress well:
-    k values are worth log2(k) bits a weight at most.
+    Han et al. 2016 ("Deep Compression", section 3): k-means finds the values of a layer (eq. 2, from centroids
+    spread evenly over the range of its weights), then each moves by the mean of what its weights would move by: the sum
+    of eq. 3 over their number, so that learning rate and weight decay mean what they do in any other training. The
+    result is a model as large as before whose files compress well: k values are worth log2(k) bits a weight.
 
     Args:
         model: a Keras 3 model, trained. It is not changed.
@@ -53,25 +52,31 @@ def share_weights(
     """
     from tfcompress.training import fit
 
-    names = layer_names(model)
     check_clusters(clusters)
-    skip = as_skip(skip)
-    check_skip(skip, names)
+    shareable(model, skip)
     shared = clone_uncompiled(model)
     copy_weights(model, shared)
-    found = prunable_kernels(shared, depthwise=False)
+    kernels = shareable(shared, skip)
+    for kernel in kernels:
+        kernel.assign(_clustered(np.array(kernel), int(clusters)))
+    identity = {"clusters": int(clusters), "skip": sorted(set(skip))}
+    options = {"validation": validation, "teacher": teacher, "directory": directory}
+    fit(shared, x, y, config, callbacks=[weight_tying(shared, kernels)], identity=identity, **options)
+    return shared
+
+
+def shareable(model, skip=()):
+    """The kernels whose weights are shared, or a ValueError that says why there are none."""
+    skip, names = as_skip(skip), layer_names(model)
+    check_skip(skip, names)
+    found = prunable_kernels(model, depthwise=False)
     kernels = [kernel for name, kernels in found.items() if not is_skipped(name, skip) for kernel in kernels]
     if not kernels:
         raise ValueError(
             f"{model.name!r} has no weights to share: trainable convolutions or dense layers are expected. Received: "
-            f"{listed([layer.name for layer in model.layers])}, skip={list(skip)}"
+            f"{listed(names)}, skip={sorted(skip)}"
         )
-    for kernel in kernels:
-        kernel.assign(_clustered(np.array(kernel), int(clusters)))
-    identity = {"clusters": int(clusters), "skip": list(skip)}
-    options = {"validation": validation, "teacher": teacher, "directory": directory}
-    fit(shared, x, y, config, callbacks=[weight_tying(shared)], identity=identity, **options)
-    return shared
+    return kernels
 
 
 def check_clusters(clusters):
@@ -80,12 +85,12 @@ def check_clusters(clusters):
         raise ValueError(f"clusters must be an integer from 2 to {_MOST_CLUSTERS}. Received: {clusters!r}")
 
 
-def weight_tying(model):
-    """A callback for `fit` that keeps weights equal which are equal when an epoch begins, and zeros zero.
+def weight_tying(model, kernels=None):
+    """A callback for `fit` that keeps weights equal which are equal when an epoch begins, and all zeros zero.
 
     Args:
-        model: the Keras 3 or tf_keras model that is trained. Kernels of more than 256 values, besides zero, keep their
-            zeros alone.
+        model: the Keras 3 or tf_keras model that is trained.
+        kernels: the variables whose weights are tied; by default those with at most half as many values as weights.
     """
     if isinstance(model, keras.Model):
         base = keras.callbacks.Callback
@@ -93,35 +98,36 @@ def weight_tying(model):
         from tfcompress.keras2 import tf_keras
 
         base = tf_keras.callbacks.Callback
-    return type("WeightTying", (_WeightTying, base), {})(model)
+    return type("WeightTying", (_WeightTying, base), {})(model, kernels)
 
 
 class _WeightTying:
-    def __init__(self, model):
+    def __init__(self, model, kernels):
         super().__init__()
         # By position: `fit` may train a clone whose layers are of other classes.
         position = {id(variable): i for i, variable in enumerate(model.weights)}
         self._positions = [position[id(kernel)] for kernels in prunable_kernels(model).values() for kernel in kernels]
+        self._tied = None if kernels is None else {position[id(kernel)] for kernel in kernels}
 
     def on_train_begin(self, logs=None):
-        """Reads the codebooks off the weights: they are all that a resumed training has to know."""
-        self._codebooks, self._masks = {}, {}
+        """Reads codes and zeros off the weights: they are all that a resumed training has to know."""
+        self._codes, self._masks = {}, {}
         for i in self._positions:
-            values, codes, counts = np.unique(self.model.weights[i], return_inverse=True, return_counts=True)
-            if np.count_nonzero(values) <= _MOST_CLUSTERS:
-                self._codebooks[i] = values.astype("float64"), codes.ravel(), counts
-            elif (values == 0).any():
-                self._masks[i] = np.asarray(self.model.weights[i]) != 0
+            kernel = np.asarray(self.model.weights[i])
+            values, codes, counts = np.unique(kernel, return_inverse=True, return_counts=True)
+            if i in self._tied if self._tied is not None else 2 * len(values) <= kernel.size:
+                self._codes[i] = codes.ravel(), counts, values != 0
+            elif 0 in values:
+                self._masks[i] = kernel != 0
 
     def on_train_batch_end(self, batch, logs=None):
-        """Moves the values of each codebook by what the optimizer has moved their weights by."""
+        """Moves each value by the mean of what the optimizer has moved its weights by."""
         if keras.backend.backend() == "jax":
             self.model.jax_state_sync()
-        for i, (values, codes, counts) in self._codebooks.items():
+        for i, (codes, counts, free) in self._codes.items():
             kernel = self.model.weights[i]
-            sums = np.bincount(codes, np.ravel(kernel), len(values)) - counts * values
-            values += np.where(values == 0, 0, sums / np.sqrt(counts))
-            kernel.assign(values[codes].reshape(kernel.shape))
+            means = np.bincount(codes, np.ravel(kernel)) / counts
+            kernel.assign((means * free)[codes].reshape(kernel.shape))
         for i, mask in self._masks.items():
             self.model.weights[i].assign(self.model.weights[i] * mask)
 

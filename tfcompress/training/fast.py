@@ -15,12 +15,13 @@ _DEPTHWISE = (keras.layers.DepthwiseConv2D, keras.layers.SeparableConv2D)
 def training_clone(model, precision="float32"):
     """Gives the model to train in place of `model`, and copies the weights back when the block ends.
 
-    For tf_keras models that is `model` itself. For Keras 3 models it is a clone, so that `model` stays compiled as it
-    was: Keras could not load its file if it were saved with the optimizer of `fit`. On TensorFlow the clone's
-    BatchNormalization layers call the fused kernel (Keras 3 composes it of single operations) or our own, where that
-    one is slow. Its arithmetic is of the given precision; layers that produce an output stay in float32. In bfloat16 on
-    a CPU, convolutions whose kernels are slow become matrix products; in a network with depthwise convolutions nothing
-    else leaves float32, since their kernels, and ReLU6's, are up to 40 times slower.
+    For tf_keras models, and in float32 for models that Keras cannot clone, that is `model` itself. Else it is a clone,
+    so that `model` stays compiled as it was: Keras could not load its file if it were saved with the optimizer of
+    `fit`. On TensorFlow the clone's BatchNormalization layers call the fused kernel (Keras 3 composes it of single
+    operations) or our own, where that one is slow. Its arithmetic is of the given precision; layers that produce an
+    output stay in float32. In bfloat16 on a CPU, convolutions whose kernels are slow become matrix products; in a
+    network with depthwise convolutions nothing else leaves float32, since their kernels, and ReLU6's, are up to 40
+    times slower.
 
     Args:
         model: a built Keras 3 or tf_keras model.
@@ -49,8 +50,17 @@ def training_clone(model, precision="float32"):
                 cls = _ProductConv2D if product else cls
         return cls.from_config(config)
 
-    clone = clone_uncompiled(model, clone_function=fast_layer, recursive=True)
-    copy_weights(model, clone)
+    try:
+        clone = clone_uncompiled(model, clone_function=fast_layer, recursive=True)
+        copy_weights(model, clone)
+    except (TypeError, ValueError, NotImplementedError):
+        # Layers, activations or constraints of the user's own that no config describes.
+        if precision != "float32":
+            raise
+        clone = None
+    if clone is None:
+        yield model
+        return
     try:
         yield clone
     finally:

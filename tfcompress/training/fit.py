@@ -51,7 +51,7 @@ def fit(
 
     Args:
         model: a built Keras 3 or tf_keras model with one image input that returns logits. A Keras 3 model stays
-            compiled as it was; a tf_keras model comes back compiled.
+            compiled as it was, if Keras can clone it; else, and in tf_keras, it comes back compiled.
         images: (N, H, W, C), uint8 pixels (trained on as pixels / 255) or floats in [0, 1].
         labels: (N,) or (N, 1) integers in [0, classes), or one-hot (N, classes).
         config: a `TrainingConfig`.
@@ -59,8 +59,9 @@ def fit(
         teacher: a model whose softened logits on the same augmented images are learned too (Hinton et al. 2015,
             "Distilling the knowledge in a neural network"), a `CachedTeacher`, or None.
         directory: where `checkpoint.npz` and `history.csv` go; None keeps nothing.
-        callbacks: Keras callbacks of the model's own framework. Each epoch is a `fit` of its own without validation:
-            what a callback remembers must survive `on_train_begin`, and none can end the training.
+        callbacks: Keras callbacks of the model's own framework. Their `self.model` is what is trained, a clone maybe.
+            Each epoch is a `fit` of its own without validation: what a callback remembers must survive
+            `on_train_begin`, and none can end the training.
         identity: what else makes this training another one, a dict for JSON: the settings of the callbacks, say.
 
     Returns:
@@ -235,9 +236,11 @@ def _restore(model, path, identity):
     history = meta.pop("history")
     # A hyperparameter that there was not yet had no effect, as by its default now.
     meta = {**dataclasses.asdict(TrainingConfig(epochs=1)), "network": identity["network"], **meta}
-    different = [key for key in identity if meta.get(key) != identity[key]]
+    meta.pop("sha256", None)
+    # What only one of the two has is another training, unless it says that nothing is done.
+    different = [key for key in {**identity, **meta} if (meta.get(key) or None) != (identity.get(key) or None)]
     if different:
-        found = "; ".join(f"{key} {meta.get(key)!r}, now {identity[key]!r}" for key in different)
+        found = "; ".join(f"{key} {meta.get(key)!r}, now {identity.get(key)!r}" for key in different)
         raise CheckpointError(
             f"{path} was written by another training ({found}); use another directory, or delete it to start again"
         )
