@@ -153,11 +153,13 @@ def test_layers_of_nested_models_are_binary_or_skipped():
     assert np.ptp(np.abs(filters_first(result.get_layer(inner.name), "conv")), axis=1).max() > 0
 
 
-def test_frozen_layers_stay():
+@pytest.mark.parametrize("whole", [True, False])
+def test_frozen_layers_and_kernels_stay(whole):
     source = small_net()
-    source.get_layer("conv").trainable = False
+    frozen = source.get_layer("conv") if whole else source.get_layer("conv").kernel
+    frozen.trainable = False
     result = tfc.binarize(source, *data(), CONFIG)
-    assert not result.get_layer("conv").trainable
+    assert not result.get_layer("conv").kernel.trainable and result.get_layer("conv").trainable != whole
     np.testing.assert_array_equal(result.get_layer("conv").kernel, source.get_layer("conv").kernel)
 
 

@@ -59,13 +59,13 @@ def binarize(model, x, y, config, *, skip=None, teacher=None, validation=None, d
         return cls.from_config(layer.get_config()) if isinstance(layer, keras.Layer) else layer
 
     trained = clone_uncompiled(model, clone_function=binary_layer, recursive=True)
-    copy_weights(model, trained)
     copy_trainable(model, trained)
+    copy_weights(model, trained)
     options = {"validation": validation, "teacher": teacher, "directory": directory}
     fit(trained, x, y, config, identity={"binary": sorted(chosen)}, **options)
     result = clone_uncompiled(model)
-    copy_weights(trained, result)
     copy_trainable(model, result)
+    copy_weights(trained, result)
     for layer in trained._flatten_layers():
         for kernel in _kernels(layer) if hasattr(layer, "is_binary") else ():
             position = next(i for i, weight in enumerate(trained.weights) if weight is kernel)
