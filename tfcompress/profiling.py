@@ -144,8 +144,12 @@ def table(header, rows):
 
 
 def cost_table(title, costs):
-    """Lays out rows (what, before, after), with what was removed in percent."""
-    rows = [(what, "", f"{before:,}", f"{after:,}", f"{removed(before, after):.1%}") for what, before, after in costs]
+    """Lays out rows (what, before, after), with what was removed in percent; without those that are not known."""
+    rows = [
+        (what, "", f"{before:,}", f"{after:,}", f"{removed(before, after):.1%}")
+        for what, before, after in costs
+        if None not in (before, after)
+    ]
     return table((title, "", "before", "after", "removed"), rows)
 
 

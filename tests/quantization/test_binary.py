@@ -1,22 +1,16 @@
 """Binary weights: signs times the mean of each filter, gradients that pass them, and plain models and files of them."""
 
 import dataclasses
-import os
-import subprocess
-import sys
 
 import keras
 import numpy as np
 import pytest
 from keras import layers
+from small_training import CONFIG, STILL, Interrupt, data, last_line_on_jax
 
 import tfcompress as tfc
 from tfcompress.quantization.binary import _binary_class
 from tfcompress.training import CheckpointError, TrainingConfig, accuracy, fit
-
-CONFIG = TrainingConfig(epochs=2, batch_size=16, learning_rate=0.01)
-# A learning rate of practically zero: the signs are then those of the source.
-STILL = dataclasses.replace(CONFIG, learning_rate=1e-12)
 
 
 def small_net():
@@ -31,11 +25,6 @@ def small_net():
     x = layers.Conv2DTranspose(5, 3, strides=2, name="transpose")(x)
     x = layers.Dense(9, name="dense")(layers.Flatten(name="flatten")(x))
     return keras.Model(inputs, layers.Dense(5, name="logits")(x))
-
-
-def data(count=96):
-    rng = np.random.default_rng(0)
-    return rng.uniform(0, 1, (count, 8, 8, 3)).astype("float32"), rng.integers(0, 5, count)
 
 
 def filters_first(model, name):
@@ -166,11 +155,6 @@ def test_frozen_layers_and_kernels_stay(whole):
 def test_resumed_training_ends_with_the_same_bits(tmp_path, monkeypatch):
     whole = tfc.binarize(small_net(), *data(), CONFIG, directory=tmp_path / "whole")
 
-    class Interrupt(keras.callbacks.Callback):
-        def on_epoch_begin(self, epoch, logs=None):
-            if epoch == 1:
-                raise KeyboardInterrupt
-
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(
             "tfcompress.training.fit", lambda *args, **options: fit(*args, callbacks=[Interrupt()], **options)
@@ -206,7 +190,4 @@ def test_jax_binarizes_as_tensorflow_does():
         "kernel, bias = result.layers[1].get_weights();"
         "print(len(np.unique(np.abs(kernel).reshape(-1, 8), axis=0)), min(moved) > 1e-4)"
     )
-    environment = {**os.environ, "KERAS_BACKEND": "jax"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "1 True"
+    assert last_line_on_jax(code) == "1 True"

@@ -1,23 +1,17 @@
 """Weight sharing: few values, the right ones, moved as the paper says, kept by int8 training and by a resumed one."""
 
 import dataclasses
-import os
-import subprocess
-import sys
 
 import keras
 import numpy as np
 import pytest
 from keras import layers
+from small_training import CONFIG, STILL, Interrupt, data, last_line_on_jax
 
 import tfcompress as tfc
 from tfcompress.quantization.weight_sharing import weight_tying
 from tfcompress.sparsity import sparsity_of
 from tfcompress.training import CheckpointError, TrainingConfig, accuracy, fit
-
-CONFIG = TrainingConfig(epochs=2, batch_size=16, learning_rate=0.01)
-# A learning rate of practically zero: the weights are then those that k-means has found.
-STILL = dataclasses.replace(CONFIG, learning_rate=1e-12)
 
 
 def small_net():
@@ -28,11 +22,6 @@ def small_net():
     x = layers.ReLU(name="relu")(x)
     x = layers.DepthwiseConv2D(3, name="depthwise")(x)
     return keras.Model(inputs, layers.Dense(5, name="dense")(layers.Flatten(name="flatten")(x)))
-
-
-def data(count=96):
-    rng = np.random.default_rng(0)
-    return rng.uniform(0, 1, (count, 8, 8, 3)).astype("float32"), rng.integers(0, 5, count)
 
 
 def distinct(model, name):
@@ -194,11 +183,6 @@ def test_directory_of_other_clusters_is_refused(tmp_path, capsys):
 def test_resumed_training_ends_with_the_same_bits(tmp_path, monkeypatch):
     whole = tfc.share_weights(small_net(), 8, *data(), CONFIG, directory=tmp_path / "whole")
 
-    class Interrupt(keras.callbacks.Callback):
-        def on_epoch_begin(self, epoch, logs=None):
-            if epoch == 1:
-                raise KeyboardInterrupt
-
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(
             "tfcompress.training.fit",
@@ -312,7 +296,4 @@ def test_jax_shares_as_tensorflow_does():
         "shared = tfc.share_weights(model, 4, x, np.arange(96) % 5, TrainingConfig(epochs=3, batch_size=16));"
         "print([len(np.unique(shared.layers[i].get_weights()[0])) for i in (0, 2)])"
     )
-    environment = {**os.environ, "KERAS_BACKEND": "jax"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "[4, 4]"
+    assert last_line_on_jax(code) == "[4, 4]"

@@ -242,9 +242,7 @@ class _Run:
             self.network,
             *self.data.train,
             step.training(),
-            validation=self.data.validation,
-            teacher=self.teacher(step),
-            directory=directory,
+            **self._watched(step, directory),
         )
         return "fine-tuned"
 
@@ -257,9 +255,7 @@ class _Run:
             *self.data.train,
             step.training(),
             allocation=step.options.get("allocation", "lamp"),
-            teacher=self.teacher(step),
-            validation=self.data.validation,
-            directory=directory,
+            **self._watched(step, directory),
         )
         return f"{step.options['sparsity']:.0%} sparse"
 
@@ -272,9 +268,7 @@ class _Run:
             *self.data.train,
             step.training(),
             skip=step.options.get("skip", ()),
-            teacher=self.teacher(step),
-            validation=self.data.validation,
-            directory=directory,
+            **self._watched(step, directory),
         )
         return f"{step.options['clusters']} values per layer"
 
@@ -288,9 +282,7 @@ class _Run:
             preserve_sparsity=step.options.get("preserve_sparsity", False),
             preserve_sharing=step.options.get("preserve_sharing", False),
             input_range=input_range(self.data),
-            teacher=self.teacher(step),
-            validation=self.data.validation,
-            directory=directory,
+            **self._watched(step, directory),
         )
         return "int8, trained (QAT)"
 
@@ -300,8 +292,10 @@ class _Run:
         if self.rows[-1]["precision"] != precision:
             self.measure(directory.name, f"{precision} after training", self.trained, 0.0, precision)
 
-    def teacher(self, step):
-        return self.original if step.options.get("distill") else None
+    def _watched(self, step, directory):
+        """What all trainings have in common: teacher, held-out images and the folder of checkpoints."""
+        teacher = self.original if step.options.get("distill") else None
+        return {"teacher": teacher, "validation": self.data.validation, "directory": directory}
 
     def convert(self, model, path, precision):
         from tfcompress import export_tflite

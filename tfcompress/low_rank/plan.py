@@ -53,6 +53,5 @@ class LowRankPlan:
             for name, factor in self.factors.items()
         ]
         costs = [("parameters", self.before.params, self.after.params), ("MACs", self.before.macs, self.after.macs)]
-        costs = [cost for cost in costs if None not in cost]
         header = ("layer", "scheme", "rank", "full rank", "energy")
         return f"{table(header, rows)}\n\n{cost_table('cost', costs)}"

@@ -90,7 +90,7 @@ class PruningPlan:
             ("float32 bytes", 4 * self.before.params, 4 * self.after.params),
             ("int8 bytes", self.before.int8_bytes, self.after.int8_bytes),
         ]
-        return "\n".join([*lines, cost_table("predicted", [cost for cost in costs if None not in cost])])
+        return "\n".join([*lines, cost_table("predicted", costs)])
 
 
 def classes_kept(graph, plan):
