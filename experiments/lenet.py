@@ -75,13 +75,13 @@ def run(task):
     if dataset != "mnist":
         task.experiment = f"lenet-{dataset}"
     with task.stage("float32") as directory:
-        baseline = _train_float(split, config, task.seed, directory)
+        baseline = train_float(split, config, task.seed, directory)
     variants = [
         measure.export(task, "float32", baseline, baseline, "float32"),
         measure.export(task, "int8-ptq", baseline, baseline, "int8", split),
     ]
     with task.stage("int8-qat") as directory:
-        quantized = _quantize(baseline, baseline, split, config.qat_epochs, task.seed, directory)
+        quantized = quantize(baseline, baseline, split, config.qat_epochs, task.seed, directory)
     variants.append(measure.export(task, "int8-qat", quantized, baseline, "int8"))
     sparse = baseline
     for sparsity, epochs in zip(config.sparsities, config.sparse_epochs):
@@ -89,7 +89,7 @@ def run(task):
         with task.stage(name) as directory:
             sparse = _prune(sparse, sparsity, epochs, baseline, split, task.seed, directory)
         with task.stage(f"{name}-int8-qat") as directory:
-            quantized = _quantize(
+            quantized = quantize(
                 sparse, baseline, split, config.qat_epochs, task.seed, directory, preserve_sparsity=True
             )
         variants.append(measure.export(task, f"{name}-int8-qat", quantized, baseline, "int8"))
@@ -97,14 +97,14 @@ def run(task):
         with task.stage(name) as directory:
             small = _shrink(task, name, widths, baseline, split, config, directory)
         with task.stage(f"{name}-int8-qat") as directory:
-            quantized = _quantize(small, baseline, split, config.small_qat_epochs, task.seed, directory)
+            quantized = quantize(small, baseline, split, config.small_qat_epochs, task.seed, directory)
         variants.append(measure.export(task, f"{name}-int8-qat", quantized, small, "int8"))
     selected = measure.record(task, task.config.dataset, split, variants, _select)
     _draw_weights(task, variants, selected)
     task.close()
 
 
-def _train_float(split, config, seed, directory):
+def train_float(split, config, seed, directory):
     import keras
 
     from tfcompress.models import lenet5
@@ -121,11 +121,29 @@ def _train_float(split, config, seed, directory):
     return model
 
 
-def _prune(model, sparsity, epochs, teacher, split, seed, directory):
-    from tfcompress import sparsify
+def finetuning(epochs, seed):
+    """How a network that still knows what it does learns on."""
     from tfcompress.training import TrainingConfig
 
-    training = TrainingConfig(epochs=epochs, learning_rate=0.02, crop_padding=2, seed=seed)
+    return TrainingConfig(epochs=epochs, learning_rate=0.02, crop_padding=2, seed=seed)
+
+
+def retraining(epochs, seed):
+    """How a network learns that has lost most of its filters, or knows nothing.
+
+    SGD at the float network's rate diverged here: logits far from the teacher's give large gradients at first.
+    """
+    from tfcompress.training import TrainingConfig
+
+    return TrainingConfig(
+        epochs=epochs, optimizer="adam", learning_rate=3e-3, warmup_epochs=1, crop_padding=2, seed=seed
+    )
+
+
+def _prune(model, sparsity, epochs, teacher, split, seed, directory):
+    from tfcompress import sparsify
+
+    training = finetuning(epochs, seed)
     return sparsify(
         model, sparsity, *split.train, training, teacher=teacher, validation=split.validation, directory=directory
     )
@@ -134,37 +152,23 @@ def _prune(model, sparsity, epochs, teacher, split, seed, directory):
 def _shrink(task, name, widths, baseline, split, config, directory):
     """Removes filters down to the given widths and trains what is left on the labels and the unpruned network."""
     from tfcompress import prune_channels
-    from tfcompress.training import TrainingConfig, fit
+    from tfcompress.training import fit
 
     ratios = {layer: 1 - width / baseline.get_layer(layer).output.shape[-1] for layer, width in widths.items()}
     small, plan = prune_channels(baseline, "l2", ratios=ratios)
     task.publish_text(f"{name}.plan.json", plan.to_json())
-    # SGD at the float network's rate diverged here: logits this far from the teacher's give large gradients at first.
-    training = TrainingConfig(
-        epochs=config.small_epochs,
-        optimizer="adam",
-        learning_rate=3e-3,
-        warmup_epochs=1,
-        crop_padding=2,
-        seed=task.seed,
-    )
+    training = retraining(config.small_epochs, task.seed)
     fit(small, *split.train, training, validation=split.validation, teacher=baseline, directory=directory)
     return small
 
 
-def _quantize(model, teacher, split, epochs, seed, directory, preserve_sparsity=False):
+def quantize(model, teacher, split, epochs, seed, directory, **preserve):
     from tfcompress import quantization_aware_training
     from tfcompress.training import TrainingConfig
 
     training = TrainingConfig(epochs=epochs, learning_rate=0.005, crop_padding=2, seed=seed)
     return quantization_aware_training(
-        model,
-        *split.train,
-        training,
-        preserve_sparsity=preserve_sparsity,
-        teacher=teacher,
-        validation=split.validation,
-        directory=directory,
+        model, *split.train, training, **preserve, teacher=teacher, validation=split.validation, directory=directory
     )
 
 
