@@ -12,7 +12,7 @@ READY := .venv/.ready
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-all lint reproduce-lenet reproduce-resnet110 reproduce-mobilenet reproduce-vgg16 reproduce-recipes tables plots bench clean
+.PHONY: help setup test test-all lint reproduce-lenet reproduce-resnet110 reproduce-mobilenet reproduce-vgg16 reproduce-survey reproduce-recipes tables plots bench clean
 
 help:  ## list the targets
 	@echo "Targets (variables: PROFILE=smoke|quick|full SEEDS=\"0 1 2\" MODEL=resnet20 ARGS=... PYTHON=python3):"
@@ -62,6 +62,14 @@ reproduce-mobilenet: $(READY)  ## MobileNet on CIFAR-10, then 224x224 (IMAGENET_
 	@$(BIN)/python -m experiments.mobilenet --profile=$(PROFILE) --setting=imagenet \
 		$(if $(IMAGENET_WEIGHTS),--imagenet_weights="$(IMAGENET_WEIGHTS)") \
 		$(if $(IMAGENET_DIR),--imagenet_dir="$(IMAGENET_DIR)")
+	@$(MAKE) --no-print-directory plots tables
+
+reproduce-survey: $(READY)  ## LeNet-5 by six families of compression, and distillation (PROFILE=full: 40 minutes a seed)
+	@for seed in $(SEEDS); do \
+		for experiment in survey distillation; do \
+			$(BIN)/python -m experiments.$$experiment --profile=$(PROFILE) --seed=$$seed $(ARGS) || exit $$?; \
+		done; \
+	done
 	@$(MAKE) --no-print-directory plots tables
 
 reproduce-recipes: MODEL = mnist_convnet

@@ -1,23 +1,20 @@
 """Gradual magnitude pruning: the right weights go, at the right time, and training resumes exactly."""
 
 import dataclasses
-import os
-import subprocess
-import sys
 
 import keras
 import numpy as np
 import pytest
 from keras import layers
+from small_training import CONFIG as SHORT
+from small_training import STILL, Interrupt, data, last_line_on_jax
 
 import tfcompress as tfc
 from tfcompress.models import lenet5
 from tfcompress.sparsity import MagnitudePruning, allocate, prunable_kernels, sparsity_of
 from tfcompress.training import CheckpointError, TrainingConfig, fit
 
-CONFIG = TrainingConfig(epochs=3, batch_size=16, learning_rate=0.01)
-# A learning rate of practically zero: the zeros then show the magnitudes of the source.
-STILL = dataclasses.replace(CONFIG, learning_rate=1e-12)
+CONFIG = dataclasses.replace(SHORT, epochs=3)
 
 
 def small_net():
@@ -28,11 +25,6 @@ def small_net():
     x = layers.ReLU(name="relu")(x)
     x = layers.DepthwiseConv2D(3, name="depthwise")(x)
     return keras.Model(inputs, layers.Dense(5, name="dense")(layers.Flatten(name="flatten")(x)))
-
-
-def data(count=96):
-    rng = np.random.default_rng(0)
-    return rng.uniform(0, 1, (count, 8, 8, 3)).astype("float32"), rng.integers(0, 5, count)
 
 
 @pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
@@ -84,11 +76,6 @@ def test_sparsity_follows_the_cubic_ramp():
 def test_resumed_training_ends_with_the_same_bits(tmp_path, epochs_before):
     """An interruption in the middle of the ramp, and one behind it."""
 
-    class Interrupt(keras.callbacks.Callback):
-        def on_epoch_begin(self, epoch, logs=None):
-            if epoch == epochs_before:
-                raise KeyboardInterrupt
-
     def train(folder, *callbacks):
         model = small_net()
         pruning = MagnitudePruning(model, allocate(model, 0.8), begin=1, end=9, updates=4)
@@ -97,7 +84,7 @@ def test_resumed_training_ends_with_the_same_bits(tmp_path, epochs_before):
 
     whole = train(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "interrupted", Interrupt())
+        train(tmp_path / "interrupted", Interrupt(epochs_before))
     resumed = train(tmp_path / "interrupted")
     assert sparsity_of(resumed) == pytest.approx(0.8, abs=0.01)
     for a, b in zip(whole.weights, resumed.weights, strict=True):
@@ -155,10 +142,7 @@ def test_jax_prunes_as_tensorflow_does():
         "sparse = tfc.sparsify(model, 0.8, x, np.arange(96) % 5, TrainingConfig(epochs=3, batch_size=16));"
         "print(round(sparsity_of(sparse), 2))"
     )
-    environment = {**os.environ, "KERAS_BACKEND": "jax"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split()[-1] == "0.8"
+    assert last_line_on_jax(code) == "0.8"
 
 
 @pytest.mark.parametrize("ramp", [(0.6, 0.6), (0.5, 0.2), (-0.1, 0.5), (0.0, 1.1)])

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
+from small_training import Interrupt
 
 import tfcompress as tfc
 from tfcompress.training import SoftPruning, TrainingConfig, fit
@@ -26,12 +27,6 @@ def network():
     x = layers.Conv2D(8, 3, padding="same", use_bias=False, name="second")(x)
     x = layers.Add()([layers.BatchNormalization(momentum=0.8)(x), shortcut])
     return keras.Model(inputs, layers.Dense(10, name="logits")(layers.GlobalAveragePooling2D()(layers.ReLU()(x))))
-
-
-class Interrupt(keras.callbacks.Callback):
-    def on_epoch_begin(self, epoch, logs=None):
-        if epoch == 1:
-            raise KeyboardInterrupt
 
 
 def train(folder, data, *callbacks):

@@ -1,4 +1,4 @@
-"""What the tests of share_weights and binarize train on, how they interrupt it, and how they run on JAX."""
+"""What tests train on where any images do, how they interrupt it, and how they run on JAX."""
 
 import dataclasses
 import os
@@ -21,10 +21,14 @@ def data(count=96):
 
 
 class Interrupt(keras.callbacks.Callback):
-    """Stops a training after its first epoch."""
+    """Stops a training after so many epochs."""
+
+    def __init__(self, epochs=1):
+        super().__init__()
+        self._epochs = epochs
 
     def on_epoch_begin(self, epoch, logs=None):
-        if epoch == 1:
+        if epoch == self._epochs:
             raise KeyboardInterrupt
 
 
