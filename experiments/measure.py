@@ -6,10 +6,9 @@ import json
 import re
 import sys
 
-from experiments.runner import write_json
+import numpy as np
 
-# On test images that of the model and of the file, on held-out ones that of the file, and top-5 of the file.
-ACCURACIES = ("top1", "top1_tflite", "val_top1", "top5_tflite")
+from experiments.runner import write_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +80,7 @@ def record(task, dataset, split, variants, select, top5=False):
     latencies = dict(zip(files, benchmark_interleaved(list(files.values()))))
     published = []
     for variant in variants:
-        row = _row(variant, split, top5)
+        row = _row(variant, split, top5, baseline=variants[0])
         # The first seed's files are enough to look at; a float file, and what knows nothing, is for nobody's phone.
         if split is not None and task.seed == 0 and variant.file.precision == "int8":
             published.append(variant.file.path)
@@ -214,11 +213,10 @@ def _split(command):
     }
 
 
-def _row(variant, split, top5):
+def _row(variant, split, top5, baseline):
     from tfcompress import sparsity_of
     from tfcompress.reporting import Row
 
-    accuracies = dict(zip(ACCURACIES, _accuracies(variant, split, top5))) if split else {"top1_tflite": None}
     return Row(
         variant=variant.name,
         params=variant.profile.params,
@@ -227,28 +225,48 @@ def _row(variant, split, top5):
         tflite_bytes=variant.file.bytes,
         gzip_bytes=variant.file.gzip_bytes,
         macs_cut_papers=variant.macs_cut_papers,
-        **accuracies,
+        **(_measured(variant, split, top5, baseline) if split else {"top1_tflite": None}),
     )
 
 
-def _accuracies(variant, split, top5):
-    """The numbers of `ACCURACIES`, the last one only with `top5`; kept beside the file."""
-    from tfcompress import evaluate_tflite
+def _measured(variant, split, top5, baseline):
+    """What test and held-out images say of a variant, by the names of a `Row`; kept beside the file."""
+    from tfcompress import evaluate_tflite, predict_tflite
     from tfcompress.training import accuracy
 
-    digest = hashlib.sha256(variant.file.path.read_bytes()).hexdigest()
-    kept = variant.file.path.with_suffix(".accuracy.json")
+    path, float_path = variant.file.path, baseline.file.path
+    digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in (path, float_path)]
+    kept = path.with_suffix(".measured.json")
     if kept.exists():
         stored = json.loads(kept.read_text())
-        if stored["sha256"] == digest:
-            return stored["accuracies"]
-    accuracies = [
-        accuracy(variant.model, *split.test),
-        evaluate_tflite(variant.file.path, *split.test),
-        evaluate_tflite(variant.file.path, *split.validation),
-    ]
+        if stored["sha256"] == digests:
+            return stored["measured"]
+    measured = {
+        "top1": accuracy(variant.model, *split.test),
+        "top1_tflite": evaluate_tflite(path, *split.test),
+        "val_top1": evaluate_tflite(path, *split.validation),
+    }
+    if variant is not baseline:
+        outputs = (predict_tflite(file, split.validation[0]) for file in (float_path, path))
+        measured["val_divergence"] = divergence(*outputs)
     if top5:
-        accuracies.append(evaluate_tflite(variant.file.path, *split.test, k=5))
-    print(f"   {variant.name}: {accuracies[1]:.2%} (held-out {accuracies[2]:.2%})", flush=True)
-    write_json(kept, {"sha256": digest, "accuracies": accuracies})
-    return accuracies
+        measured["top5_tflite"] = evaluate_tflite(path, *split.test, k=5)
+    print(f"   {variant.name}: {measured['top1_tflite']:.2%} (held-out {measured['val_top1']:.2%})", flush=True)
+    write_json(kept, {"sha256": digests, "measured": measured})
+    return measured
+
+
+def divergence(reference, logits):
+    """Mean Kullback-Leibler divergence of softmax(logits) from softmax(reference), in nats.
+
+    Args:
+        reference: (N, classes) logits of the baseline.
+        logits: (N, classes) logits of another network for the same examples.
+    """
+    p, q = (_log_softmax(np.asarray(values, "float64")) for values in (reference, logits))
+    return max(0.0, float((np.exp(p) * (p - q)).sum(-1).mean()))
+
+
+def _log_softmax(logits):
+    logits = logits - logits.max(-1, keepdims=True)
+    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))

@@ -217,10 +217,15 @@ def norms(unpruned, plans):
 
 
 def select(rows, percent):
-    """The pruned float network with the best held-out accuracy, of those with so many percent fewer MACs; or None."""
+    """Of the pruned float networks with so many percent fewer MACs, the one most like the baseline; or None.
+
+    That is the smallest divergence on held-out images, or, where it was not measured, the best accuracy on them.
+    """
     whole = next((row.macs for row in rows if row.variant == "float32"), 0)
     pruned = [row for row in rows if row.macs_cut_papers is not None and 100 * row.macs <= (100 - percent) * whole]
-    return max(pruned, key=lambda row: row.val_top1, default=None)
+    if any(row.val_divergence is None for row in pruned):
+        return max(pruned, key=lambda row: row.val_top1)
+    return min(pruned, key=lambda row: row.val_divergence, default=None)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import dataclasses
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 import tfcompress
@@ -43,7 +44,9 @@ def test_record_so_far_is_written_when_the_results_lack_a_variant(tmp_path, monk
 def measured(tmp_path, monkeypatch):
     """A function that records variants; every measurement of a latency takes a millisecond longer than the last."""
     milliseconds = iter(range(1, 100))
-    monkeypatch.setattr(measure, "_row", lambda variant, split, top5: Row(variant.name, top1_tflite=0.5, **SIZES))
+    monkeypatch.setattr(
+        measure, "_row", lambda variant, split, top5, baseline: Row(variant.name, top1_tflite=0.5, **SIZES)
+    )
     monkeypatch.setattr(
         tfcompress, "benchmark_interleaved", lambda paths: [SimpleNamespace(median=next(milliseconds)) for _ in paths]
     )
@@ -62,6 +65,15 @@ def measured(tmp_path, monkeypatch):
         return json.loads((task.result_directory / "record.json").read_text())
 
     return record
+
+
+def test_divergence_is_that_of_kullback_and_leibler():
+    certain, undecided = np.log([[0.9, 0.1], [0.2, 0.8]]), np.zeros((2, 2))
+    expected = np.mean([0.9 * np.log(1.8) + 0.1 * np.log(0.2), 0.2 * np.log(0.4) + 0.8 * np.log(1.6)])
+    assert measure.divergence(certain, undecided) == pytest.approx(expected)
+    # Logits mean the same, whatever is added to all of an example's.
+    assert measure.divergence(certain, certain + np.array([[5], [-1000]])) == pytest.approx(0, abs=1e-12)
+    assert measure.divergence(undecided, certain) > expected
 
 
 def test_chosen_variants_are_added_to_the_record(measured):
@@ -112,7 +124,7 @@ def test_stopped_measurement_leaves_the_record_as_it_was(measured, tmp_path, mon
     first = measured("first", "float32", "int8-qat")
     folder = tmp_path / "results" / "mobilenet" / "smoke-seed0"
 
-    def stop(variant, split, top5):
+    def stop(variant, split, top5, baseline):
         if variant.name == "int8-other":
             raise KeyboardInterrupt
         return Row(variant.name, top1_tflite=0.5, **{**SIZES, "tflite_bytes": 5})

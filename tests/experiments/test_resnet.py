@@ -1,5 +1,6 @@
 """The ResNet experiment: its accounting to the digit, and all of it in seconds on digits."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -45,6 +46,10 @@ def test_selected_is_the_best_of_those_cut_enough():
     assert select([unpruned, *pruned, int8], 54) is pruned[2]
     assert select([unpruned, *pruned, int8], 40) is pruned[0]
     assert select([unpruned, pruned[0], int8], 54) is None
+    # Where every one of them was measured against the baseline, the nearest is the best.
+    near = dataclasses.replace(pruned[1], val_divergence=0.1)
+    assert select([unpruned, near, dataclasses.replace(pruned[2], val_divergence=0.2)], 54) is near
+    assert select([unpruned, near, pruned[2]], 54) is pruned[2]
 
 
 def test_records_in_the_results_select_by_this_rule():
@@ -74,6 +79,7 @@ def test_all_stages(smoke):
     assert 0.50 <= 1 - rows[name].macs / rows["float32"].macs <= 0.51
     assert rows[name].selected and rows[name].macs_cut_papers < 0.5
     assert rows["int8-qat"].tflite_bytes < rows["float32"].tflite_bytes / 3
+    assert rows["float32"].val_divergence is None and all(row.val_divergence > 0 for row in record.rows[1:])
     folder = tmp_path / "results" / "resnet8-digits" / "smoke-seed0"
     plan = tfc.PruningPlan.from_json((folder / f"{name}.plan.json").read_text())
     assert plan.after.macs == rows[name].macs

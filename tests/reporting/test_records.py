@@ -92,6 +92,7 @@ def test_unfit_record_is_not_written(folder, change):
         {"params": 1.5},
         {"gzip_bytes": -1},
         {"latency_ms": 0.0},
+        {"val_divergence": -0.1},
     ],
 )
 def test_bad_rows(change):

@@ -29,6 +29,8 @@ class Row:
         top1: test accuracy of the Keras model in [0, 1], or None.
         top1_tflite: test accuracy of the file by LiteRT in [0, 1], or None where only sizes and latency are measured.
         val_top1: accuracy on held-out training images in [0, 1], on which choices are made; or None.
+        val_divergence: mean Kullback-Leibler divergence, in nats, of what the file says of held-out training images
+            from what the float32 file says of them; None for that file, and where it was not measured.
         selected: whether it was chosen on validation images among others of its kind.
         params: number of parameters.
         macs: multiply-accumulates of one example.
@@ -55,6 +57,7 @@ class Row:
     latency_ms: float | None = None
     macs_cut_papers: float | None = None
     top5_tflite: float | None = None
+    val_divergence: float | None = None
 
     def __post_init__(self):
         for name in FRACTIONS:
@@ -65,6 +68,10 @@ class Row:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 0:
                 raise ValueError(f"Row {self.variant!r}: {name} must be a count. Received: {name}={value!r}")
+        if self.val_divergence is not None and not (math.isfinite(self.val_divergence) and self.val_divergence >= 0):
+            raise ValueError(
+                f"Row {self.variant!r}: val_divergence must not be negative. Received: {self.val_divergence}"
+            )
         if self.latency_ms is not None and not (math.isfinite(self.latency_ms) and self.latency_ms > 0):
             raise ValueError(f"Row {self.variant!r}: latency_ms must be positive. Received: {self.latency_ms}")
 
