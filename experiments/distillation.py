@@ -13,8 +13,8 @@ experiment "distillation-digits".
 
 import dataclasses
 
-from experiments import measure, runner
-from experiments.runner import load_split, option
+from experiments import lenet, measure, runner
+from experiments.runner import option
 
 TEMPERATURE = 20.0  # as in the paper
 
@@ -40,12 +40,8 @@ def run(task):
     """Runs all stages; every one resumes where it was interrupted."""
     from tfcompress.training import TrainingConfig
 
+    split = lenet.load(task)
     config = task.config
-    dataset, split = load_split(task, config.dataset, held_out=5000, train_images=config.train_images)
-    if dataset != config.dataset:
-        task.config = config = dataclasses.replace(config, dataset=dataset)
-    if dataset != "mnist":
-        task.experiment = f"distillation-{dataset}"
     training = TrainingConfig(
         epochs=config.teacher_epochs,
         learning_rate=0.05,
@@ -71,7 +67,7 @@ def run(task):
         with task.stage(name) as directory:
             student = _train(_network(800, task.seed), training, split, directory, learned)
         variants.append(measure.export(task, name, student, student, "float32"))
-    measure.record(task, dataset, split, variants, lambda rows: None)
+    measure.record(task, config.dataset, split, variants, lambda rows: None)
     task.close()
 
 

@@ -68,12 +68,8 @@ PROFILES = {
 
 def run(task):
     """Runs all stages; every one resumes where it was interrupted."""
+    split = load(task)
     config = task.config
-    dataset, split = load_split(task, config.dataset, held_out=5000, train_images=config.train_images)
-    if dataset != config.dataset:
-        task.config = config = dataclasses.replace(config, dataset=dataset)
-    if dataset != "mnist":
-        task.experiment = f"lenet-{dataset}"
     with task.stage("float32") as directory:
         baseline = train_float(split, config, task.seed, directory)
     variants = [
@@ -99,9 +95,18 @@ def run(task):
         with task.stage(f"{name}-int8-qat") as directory:
             quantized = quantize(small, baseline, split, config.small_qat_epochs, task.seed, directory)
         variants.append(measure.export(task, f"{name}-int8-qat", quantized, small, "int8"))
-    selected = measure.record(task, task.config.dataset, split, variants, _select)
+    selected = measure.record(task, config.dataset, split, variants, _select)
     _draw_weights(task, variants, selected)
     task.close()
+
+
+def load(task):
+    """The `Split` of the configuration's data set; with another one than MNIST it is another experiment."""
+    dataset, split = load_split(task, task.config.dataset, held_out=5000, train_images=task.config.train_images)
+    task.config = dataclasses.replace(task.config, dataset=dataset)
+    if dataset != "mnist":
+        task.experiment = f"{task.experiment}-{dataset}"
+    return split
 
 
 def train_float(split, config, seed, directory):

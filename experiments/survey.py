@@ -20,7 +20,7 @@ Without MNIST and without a network the same steps run on scikit-learn's digits,
 import dataclasses
 
 from experiments import lenet, measure, runner
-from experiments.runner import load_split, option
+from experiments.runner import option
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,17 +42,13 @@ PROFILES = {
 
 FC1_RANK = 22  # 14 times fewer parameters in fc1; Denton et al. report 13.4 times for a first dense layer
 REMOVED = 0.92  # of the weights, or of the parameters where filters go; Han et al. keep 36,000 of 431,000
-CLUSTERS = 4  # values per layer: on held-out images as good as more
+CLUSTERS = 4  # values per layer
 
 
 def run(task):
     """Runs all stages; every one resumes where it was interrupted."""
+    split = lenet.load(task)
     config = task.config
-    dataset, split = load_split(task, config.dataset, held_out=5000, train_images=config.train_images)
-    if dataset != config.dataset:
-        task.config = config = dataclasses.replace(config, dataset=dataset)
-    if dataset != "mnist":
-        task.experiment = f"survey-{dataset}"
     with task.stage("float32") as directory:
         baseline = lenet.train_float(split, config, task.seed, directory)
     variants = [measure.export(task, "float32", baseline, baseline, "float32")]
@@ -70,7 +66,7 @@ def run(task):
             kept = PRESERVE.get(name, {})
             quantized = lenet.quantize(network, baseline, split, config.qat_epochs, task.seed, directory, **kept)
         variants.append(measure.export(task, variant, quantized, network, "int8"))
-    measure.record(task, dataset, split, variants, lambda rows: None)
+    measure.record(task, config.dataset, split, variants, lambda rows: None)
     task.close()
 
 
