@@ -14,11 +14,12 @@ A variant is written criterion-macs<percent>-<widths>, with an option behind it:
     l2-macs62-every-nodistill           fine-tuned on the labels alone, without the baseline as a teacher
     l2-macs62-every-soft                the papers' soft pruning: filters are zeroed after every epoch of the
                                         fine-tuning, may come back in the next, and are removed at its end
+    l2-macs62-every-long                fine-tuned three times as long
 
 Criteria: the names of `tfcompress.criteria`, and distribution_fit_a, _b, _c for the three readings of the paper. All
-variants start from one baseline (--baseline_seed) and have the same fine-tuning budget. With --variants only those are
-trained, and added to what the record of the same configuration holds. Without CIFAR-10 the same steps run on
-scikit-learn's digits, as experiment "resnet<depth>-digits".
+variants start from one baseline (--baseline_seed) and, but for -long, have the same fine-tuning budget. With --variants
+only those are trained, and added to what the record of the same configuration holds. Without CIFAR-10 the same steps
+run on scikit-learn's digits, as experiment "resnet<depth>-digits".
 """
 
 import dataclasses
@@ -45,6 +46,7 @@ VARIANTS = (
 BEYOND = ("distribution_fit_a-macs70-every", "distribution_fit_a-macs75-every")
 # The published cuts in percent, of Zhang et al. and of FPGM.
 CUT = {"resnet110": 62, "resnet56": 53, "resnet20": 54}
+LONG = 3  # times the epochs of any other fine-tuning
 METHODS = {"a": "strata", "b": "wasserstein", "c": "normal"}
 
 
@@ -69,27 +71,32 @@ class Pruning:
     first_only: bool
     distill: bool
     soft: bool
+    long: bool
 
 
 def parse(name):
     """Reads the name of a variant.
 
     Raises:
-        ValueError: for one that is not written criterion-macs<percent>-every|first, with or without -nodistill, -soft.
+        ValueError: for one that is not written criterion-macs<percent>-every|first, with or without -nodistill, -soft,
+            -long.
     """
     from tfcompress import criteria
 
-    match = re.fullmatch(rf"(\w+)-macs({filters.PERCENT})-(every|first)(-nodistill)?(-soft)?", name)
+    match = re.fullmatch(rf"(\w+)-macs({filters.PERCENT})-(every|first)(-nodistill)?(-soft)?(-long)?", name)
     if not match:
         raise ValueError(
             f"a variant is written criterion-macs<percent>-every or -first, with -nodistill behind it if labels alone "
-            f"fine-tune it and -soft for soft pruning (l2-macs62-every), percents from 01 to 99. Received: {name!r}"
+            f"fine-tune it, -soft for soft pruning and -long for three times the epochs (l2-macs62-every), percents "
+            f"from 01 to 99. Received: {name!r}"
         )
-    criterion, percent, widths, nodistill, soft = match.groups()
+    criterion, percent, widths, nodistill, soft, long = match.groups()
     fit, _, method = criterion.rpartition("_")
     if fit == "distribution_fit" and method in METHODS:
         criterion = criteria.DistributionFit(METHODS[method])
-    return Pruning(criteria.get(criterion), int(percent) / 100, widths == "first", not nodistill, bool(soft))
+    return Pruning(
+        criteria.get(criterion), int(percent) / 100, widths == "first", not nodistill, bool(soft), bool(long)
+    )
 
 
 def cut(model):
@@ -143,6 +150,9 @@ def run(task):
     for name in config.variants or default_variants(config.model):
         measure.record_so_far(task, dataset, split, variants, chosen)
         pruning = parse(name)
+        training = filters.finetuning(task)
+        if pruning.long:
+            training = dataclasses.replace(training, epochs=LONG * training.epochs)
         model, plan = filters.prune_and_finetune(
             task,
             name,
@@ -151,6 +161,7 @@ def run(task):
             pruning.criterion,
             pruning.distill,
             pruning.soft,
+            training=training,
             macs_reduction=pruning.macs_reduction,
             skip=streams(unpruned) if pruning.first_only else (),
         )
@@ -211,7 +222,7 @@ def norms(unpruned, plans):
         stage = stages.setdefault(f"{block[1]}, first convolutions", {"before": []})
         stage["before"] += lengths.tolist()
         for name, plan in plans.items():
-            if not name.endswith(("-nodistill", "-soft")):
+            if name.endswith(("-every", "-first")):
                 stage.setdefault(name, []).extend(lengths[plan.kept[layer.name]].tolist())
     return stages
 

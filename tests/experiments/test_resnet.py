@@ -34,7 +34,8 @@ def test_names_of_variants():
     assert not pruning.soft and parse("l2-macs62-every-soft").soft
     assert (pruning.criterion.method, pruning.macs_reduction) == ("wasserstein", 0.62)
     assert pruning.first_only and not pruning.distill
-    assert parse("l2-macs70-every").criterion.name == "l2"
+    assert parse("l2-macs70-every").criterion.name == "l2" and not parse("l2-macs70-every").long
+    assert parse("l2-macs62-every-nodistill-long").long and parse("l2-macs62-first-long").first_only
 
 
 def test_selected_is_the_best_of_those_cut_enough():
@@ -92,10 +93,10 @@ def test_one_more_variant_is_added_to_the_record(smoke, run_experiment):
     """The baseline in the results is where it starts."""
     (record,) = read_records(smoke / "results")
     rows = {row.variant: row for row in record.rows}
-    variant = "l2-macs50-first-nodistill"
+    variant = "l2-macs50-first-nodistill-long"
     more = run_experiment("resnet", smoke, "--profile=smoke", f"--variants={variant}", "--quantized=float32")
     assert more.returncode == 0, more.stderr
-    assert "baseline-smoke-seed0.npz" in more.stdout and more.stdout.count("epoch 1/1") == 1
+    assert "baseline-smoke-seed0.npz" in more.stdout and more.stdout.count("epoch 3/3") == 1
     other = run_experiment("resnet", smoke, "--profile=smoke", "--baseline_epochs=3")
     assert other.returncode == 1 and "of another training: epochs 2, now 3" in other.stderr
     assert "--baseline_epochs=2" in other.stderr and "train_images 512, now 512" in other.stderr
@@ -112,6 +113,7 @@ def test_one_more_variant_is_added_to_the_record(smoke, run_experiment):
         ({"model": "vgg16"}, "model must be resnet20"),
         ({"variants": ("l2-62",)}, "criterion-macs<percent>-every"),
         ({"variants": ("l2-macs00-every",)}, "from 01 to 99"),
+        ({"variants": ("l2-macs62-long",)}, "-long for three times"),
         ({"quantized": ("l3-macs62-every",)}, "geometric_median"),
         ({"quantized": ("l2-macs54-every",), "variants": ("random-macs54-every",)}, "among the variants, random"),
     ],

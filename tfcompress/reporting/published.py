@@ -37,7 +37,7 @@ class Point:
         experiment: the experiment of ours that reproduces it.
         dataset: on this data set only.
         name: of the point.
-        variants: pattern of our variants that may stand beside it.
+        variants: pattern of our variants that may stand beside it, or several with | between them.
         figures: tuple of `Figure`.
     """
 

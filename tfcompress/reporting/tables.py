@@ -120,7 +120,10 @@ def _choose(point, summary):
     targets = {figure.metric: figure.reach for figure in point.figures if figure.reach is not None}
     binding = {metric: limit for metric, limit in (targets or limits).items() if metric not in ACCURACY}
 
-    allowed = [variant for variant in summary.variants if fnmatch.fnmatchcase(variant, point.variants)]
+    patterns = point.variants.split("|")
+    allowed = [
+        variant for variant in summary.variants if any(fnmatch.fnmatchcase(variant, pattern) for pattern in patterns)
+    ]
     held_out = "val_top1"
     if all("val_divergence" in summary.variants[variant] for variant in allowed):
         held_out = "val_divergence"
