@@ -127,7 +127,7 @@ def test_where_all_were_measured_the_nearest_to_the_baseline_is_compared(tmp_pat
     assert chosen(0.01, 0.3, 0.2, 0.4)[0] == "sparse90-int8-qat"
     variant, text = chosen(0.01, 0.3, None, 0.1)
     assert variant == "sparse50-int8-qat"  # by accuracy
-    assert "| divergence, held-out (nats) |" in text and "| 0.300 |" in text
+    assert "| divergence, held-out (nats) |" in text and "| 0.3000 |" in text
 
 
 def test_missed_targets(tmp_path):

@@ -30,7 +30,7 @@ METRICS = {
     "top1_tflite": Metric("top-1, file", "%", 2, True),
     "top5_tflite": Metric("top-5, file", "%", 2, True),
     "val_top1": Metric("top-1, validation", "%", 2, True),
-    "val_divergence": Metric("divergence, held-out", "nats", 3, False),
+    "val_divergence": Metric("divergence, held-out", "nats", 4, False),
     "drop": Metric("drop", "pt", 2, False),
     "sparsity": Metric("sparsity", "%", 1, True),
     "params": Metric("parameters", "", 0, False),
