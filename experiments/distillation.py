@@ -20,11 +20,9 @@ TEMPERATURE = 20.0  # as in the paper
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(lenet.Images):
     """What a profile fixes; the other hyperparameters stand beside the stages that use them."""
 
-    dataset: str = option("mnist", "mnist, fashion_mnist or digits")
-    train_images: int = option(0, "train on so many images only; 0 means all")
     teacher_epochs: int = option(60, "epochs of the large network")
     epochs: int = option(40, "epochs of each small network")
 
@@ -51,7 +49,7 @@ def run(task):
         seed=task.seed,
     )
     with task.stage("float32") as directory:
-        trained = _train(_network(1200, task.seed, dropout=0.5), training, split, directory)
+        trained = lenet.trained(_network(1200, task.seed, dropout=0.5), training, split, directory)
         teacher = _network(1200, task.seed)
         teacher.set_weights(trained.get_weights())
     variants = [measure.export(task, "float32", teacher, teacher, "float32")]
@@ -65,7 +63,7 @@ def run(task):
     )
     for name, learned in (("student", None), ("student-distilled", teacher)):
         with task.stage(name) as directory:
-            student = _train(_network(800, task.seed), training, split, directory, learned)
+            student = lenet.trained(_network(800, task.seed), training, split, directory, learned)
         variants.append(measure.export(task, name, student, student, "float32"))
     measure.record(task, config.dataset, split, variants, lambda rows: None)
     task.close()
@@ -82,13 +80,6 @@ def _network(units, seed, dropout=0.0):
         if dropout:
             network.append(layers.Dropout(dropout))
     return keras.Sequential([*network, layers.Dense(10, name="logits")], name=f"mlp{units}")
-
-
-def _train(model, training, split, directory, teacher=None):
-    from tfcompress.training import fit
-
-    fit(model, *split.train, training, validation=split.validation, teacher=teacher, directory=directory)
-    return model
 
 
 if __name__ == "__main__":

@@ -21,11 +21,17 @@ from experiments.runner import load_split, option
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    """What a profile fixes; the other hyperparameters stand beside the stages that use them."""
+class Images:
+    """The images of an experiment on MNIST."""
 
     dataset: str = option("mnist", "mnist, fashion_mnist or digits")
     train_images: int = option(0, "train on so many images only; 0 means all")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(Images):
+    """What a profile fixes; the other hyperparameters stand beside the stages that use them."""
+
     epochs: int = option(25, "epochs of the float network")
     sparsities: tuple = option((0.5, 0.7, 0.8, 0.9, 0.95, 0.98), "fractions of the weights to remove, increasing")
     sparse_epochs: tuple = option((2, 2, 2, 3, 4, 5), "epochs of pruning for each sparsity")
@@ -157,14 +163,19 @@ def _prune(model, sparsity, epochs, teacher, split, seed, directory):
 def _shrink(task, name, widths, baseline, split, config, directory):
     """Removes filters down to the given widths and trains what is left on the labels and the unpruned network."""
     from tfcompress import prune_channels
-    from tfcompress.training import fit
 
     ratios = {layer: 1 - width / baseline.get_layer(layer).output.shape[-1] for layer, width in widths.items()}
     small, plan = prune_channels(baseline, "l2", ratios=ratios)
     task.publish_text(f"{name}.plan.json", plan.to_json())
-    training = retraining(config.small_epochs, task.seed)
-    fit(small, *split.train, training, validation=split.validation, teacher=baseline, directory=directory)
-    return small
+    return trained(small, retraining(config.small_epochs, task.seed), split, directory, baseline)
+
+
+def trained(model, training, split, directory, teacher=None):
+    """The model, trained."""
+    from tfcompress.training import fit
+
+    fit(model, *split.train, training, validation=split.validation, teacher=teacher, directory=directory)
+    return model
 
 
 def quantize(model, teacher, split, epochs, seed, directory, **preserve):

@@ -24,11 +24,9 @@ from experiments.runner import option
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(lenet.Images):
     """What a profile fixes; the other hyperparameters stand beside the stages that use them."""
 
-    dataset: str = option("mnist", "mnist, fashion_mnist or digits")
-    train_images: int = option(0, "train on so many images only; 0 means all")
     epochs: int = option(25, "epochs of the float network")
     finetune_epochs: int = option(10, "epochs of each family")
     qat_epochs: int = option(2, "epochs of quantization-aware training for each variant")
@@ -74,7 +72,9 @@ def _low_rank(task, split, networks, directory):
     from tfcompress import factorize
 
     thinner = factorize(networks[""], ranks={"fc1": FC1_RANK}).model
-    return _trained(thinner, lenet.finetuning(task.config.finetune_epochs, task.seed), split, directory, networks[""])
+    return lenet.trained(
+        thinner, lenet.finetuning(task.config.finetune_epochs, task.seed), split, directory, networks[""]
+    )
 
 
 def _sparse(task, split, networks, directory):
@@ -94,7 +94,9 @@ def _fewer_filters(task, split, networks, directory):
 
     smaller, plan = prune_channels(networks[""], "l1", params_reduction=REMOVED)
     task.publish_text("l1-params92.plan.json", plan.to_json())
-    return _trained(smaller, lenet.retraining(task.config.finetune_epochs, task.seed), split, directory, networks[""])
+    return lenet.trained(
+        smaller, lenet.retraining(task.config.finetune_epochs, task.seed), split, directory, networks[""]
+    )
 
 
 def _binary(task, split, networks, directory):
@@ -109,7 +111,7 @@ def _thin(task, split, networks, directory, teacher=None):
     keras.utils.set_random_seed(task.seed)
     thin = keras.models.clone_model(networks["l1-params92"])
     training = lenet.retraining(task.config.epochs + task.config.finetune_epochs, task.seed)
-    return _trained(thin, training, split, directory, teacher)
+    return lenet.trained(thin, training, split, directory, teacher)
 
 
 def _thin_distilled(task, split, networks, directory):
@@ -124,13 +126,6 @@ def _learning(task, split, networks, directory):
         "validation": split.validation,
         "directory": directory,
     }
-
-
-def _trained(model, training, split, directory, teacher):
-    from tfcompress.training import fit
-
-    fit(model, *split.train, training, validation=split.validation, teacher=teacher, directory=directory)
-    return model
 
 
 # {name: its float network, of (task, split, the networks before it, directory)}; "" is the baseline.
