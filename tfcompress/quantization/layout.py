@@ -12,10 +12,11 @@ _FOLDING = ("Conv2D", "DepthwiseConv2D", "SeparableConv2D", "Dense")
 
 
 class Layout(tfmot.quantization.keras.QuantizeLayoutTransform):
-    """TF-MOT's layout after four rewritings, all exact in floats.
+    """TF-MOT's layout after five rewritings, all exact in floats.
 
-    A swish inside a convolution or dense layer becomes a layer of its own: the runtime computes it from the int8 output
-    of the layer, to which TF-MOT gives no range.
+    A swish inside a convolution or dense layer, and a ReLU inside a transposed convolution, becomes a layer of its own:
+    the runtime computes it from the int8 output of the layer, to which TF-MOT gives no range. An identity keeps
+    TF-MOT from joining a transposed convolution with the ReLU behind it.
 
     BatchNorm behind a dense layer is folded into its weights: the converter does that for convolutions only.
 
@@ -27,7 +28,8 @@ class Layout(tfmot.quantization.keras.QuantizeLayoutTransform):
     def apply(self, model, layer_quantize_map):
         channels = {layer.name: layer.input_shape[-1] for layer in model.layers if is_scaling(layer)}
         for transform, names in (
-            (_SwishBehind(), [layer.name for layer in model.layers if _has_swish(layer)]),
+            (_ActivationBehind(), [layer.name for layer in model.layers if _computes_activation_apart(layer)]),
+            (_IdentityBehind(), [layer.name for layer in model.layers if _is_transposed(layer)]),
             (_FoldIntoDense(), folded_into_dense(model)),
             (_IdentityBeforeBatchNorm(), unfolded_batch_norms(model)),
             (_ScalingAsConvolution(channels), channels),
@@ -42,9 +44,17 @@ class Layout(tfmot.quantization.keras.QuantizeLayoutTransform):
         return default.apply(model, layer_quantize_map)
 
 
-def _has_swish(layer):
-    own = isinstance(layer, tf_keras.layers.Activation)
-    return not own and getattr(layer, "activation", None) is tf_keras.activations.swish
+def _computes_activation_apart(layer):
+    if isinstance(layer, tf_keras.layers.Activation):
+        return False
+    activation = getattr(layer, "activation", None)
+    return activation is tf_keras.activations.swish or (
+        activation is tf_keras.activations.relu and _is_transposed(layer)
+    )
+
+
+def _is_transposed(layer):
+    return isinstance(layer, tf_keras.layers.Conv2DTranspose)
 
 
 def is_scaling(layer):
@@ -80,16 +90,23 @@ def folding_producer(norm, model):
     return producer if folds else None
 
 
-class _SwishBehind(_transformations.transforms.Transform):
+class _ActivationBehind(_transformations.transforms.Transform):
     def pattern(self):
         return _transformations.transforms.LayerPattern("|".join((*_FOLDING, "Conv2DTranspose")))
 
     def replacement(self, match_layer):
         config = match_layer.layer["config"]
-        swish = _layer_node(tf_keras.layers.Activation("swish", name=f"{config['name']}_swish"))
-        config["activation"] = "linear"
-        swish.input_layers = [match_layer]
-        return swish
+        activation, config["activation"] = config["activation"], "linear"
+        return _behind(match_layer, tf_keras.layers.Activation(activation, name=f"{config['name']}_{activation}"))
+
+
+class _IdentityBehind(_transformations.transforms.Transform):
+    def pattern(self):
+        return _transformations.transforms.LayerPattern("Conv2DTranspose")
+
+    def replacement(self, match_layer):
+        name = match_layer.layer["config"]["name"]
+        return _behind(match_layer, tf_keras.layers.Identity(name=f"{name}_identity"))
 
 
 class _FoldIntoDense(_transformations.transforms.Transform):
@@ -151,6 +168,13 @@ def _fixed_depthwise(name, scale, offset=None):
     layer = tf_keras.layers.DepthwiseConv2D(1, use_bias=offset is not None, trainable=False, name=name)
     weights = {"depthwise_kernel:0": scale.reshape(1, 1, -1, 1), "bias:0": offset}
     return _layer_node(layer, {key: value for key, value in weights.items() if value is not None})
+
+
+def _behind(node, layer):
+    """A LayerNode of a layer without weights that reads a node."""
+    behind = _layer_node(layer)
+    behind.input_layers = [node]
+    return behind
 
 
 def _layer_node(layer, weights=()):

@@ -111,7 +111,6 @@ def check_supported(model):
                 f"int8 adds and multiplies two tensors at a time. Received: {len(layer.input)}; make several layers",
             )
         _check_activation(layer, registry)
-        _check_transposed(layer)
 
 
 def _check_per_channel(layer):
@@ -141,18 +140,6 @@ def _check_activation(layer, registry):
             )
     elif activation is not None and name not in _FUSED_ACTIVATIONS:
         raise UnsupportedLayerError(layer, f"activation {name!r} cannot be fused; make it a layer of its own")
-
-
-def _check_transposed(layer):
-    """Refuses a transposed convolution and a ReLU: TF-MOT gives one range to both, int8 computes them separately."""
-    if not isinstance(layer, _layers.Conv2DTranspose):
-        return
-    readers = [node.outbound_layer for node in layer.outbound_nodes]
-    last = readers[0] if len(readers) == 1 and isinstance(readers[0], _layers.Activation | _layers.ReLU) else layer
-    if isinstance(last, _layers.ReLU) or last.activation is tf_keras.activations.relu:
-        raise UnsupportedLayerError(
-            layer, "cannot be quantized together with a ReLU: put a BatchNormalization between the two"
-        )
 
 
 # Layers outside the registry that the layout takes care of: separable convolutions are split in two.
