@@ -55,13 +55,13 @@ reproduce-vgg16: $(READY)  ## the diversifying algorithm (DATASET=cifar100 too; 
 	done
 	@$(MAKE) --no-print-directory plots tables
 
-reproduce-mobilenet: $(READY)  ## MobileNet on CIFAR-10, then 224x224 (IMAGENET_WEIGHTS=file IMAGENET_DIR=folder; hours)
-	@for seed in $(SEEDS); do \
-		$(BIN)/python -m experiments.mobilenet --profile=$(PROFILE) --seed=$$seed $(ARGS) || exit $$?; \
-	done
+reproduce-mobilenet: $(READY)  ## MobileNet with 224x224 pixels, then on CIFAR-10 (IMAGENET_WEIGHTS=file IMAGENET_DIR=folder; hours)
 	@$(BIN)/python -m experiments.mobilenet --profile=$(PROFILE) --setting=imagenet \
 		$(if $(IMAGENET_WEIGHTS),--imagenet_weights="$(IMAGENET_WEIGHTS)") \
 		$(if $(IMAGENET_DIR),--imagenet_dir="$(IMAGENET_DIR)")
+	@for seed in $(SEEDS); do \
+		$(BIN)/python -m experiments.mobilenet --profile=$(PROFILE) --seed=$$seed $(ARGS) || exit $$?; \
+	done
 	@$(MAKE) --no-print-directory plots tables
 
 reproduce-survey: $(READY)  ## LeNet-5 by six families of compression, and distillation (PROFILE=full: 40 minutes a seed)
@@ -73,7 +73,7 @@ reproduce-survey: $(READY)  ## LeNet-5 by six families of compression, and disti
 	@$(MAKE) --no-print-directory plots tables
 
 reproduce-recipes: MODEL = mnist_convnet
-reproduce-recipes: $(READY)  ## what `tfcompress compress` makes of a model (MODEL=mobilenet_v2, resnet20, ...; an hour)
+reproduce-recipes: $(READY)  ## what `tfcompress compress` makes of a model (MODEL=mobilenet_v2, resnet20, ...; an hour or more)
 	@for seed in $(SEEDS); do \
 		$(BIN)/python -m experiments.recipes --model=$(MODEL) --profile=$(PROFILE) --seed=$$seed $(ARGS) || exit $$?; \
 	done

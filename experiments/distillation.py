@@ -14,7 +14,7 @@ experiment "distillation-digits".
 import dataclasses
 
 from experiments import lenet, measure, runner
-from experiments.runner import option
+from experiments.runner import check_at_least, option
 
 TEMPERATURE = 20.0  # as in the paper
 
@@ -25,6 +25,10 @@ class Config(lenet.Images):
 
     teacher_epochs: int = option(60, "epochs of the large network")
     epochs: int = option(40, "epochs of each small network")
+
+    def __post_init__(self):
+        check_at_least(0, self, "train_images")
+        check_at_least(1, self, "teacher_epochs", "epochs")
 
 
 PROFILES = {

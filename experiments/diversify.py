@@ -56,10 +56,13 @@ class Config(filters.Config):
     """Configuration whose variants are checked before anything runs."""
 
     quantized: tuple = option((), "those of them brought to int8, or float32; none: those by diversity", identity=False)
-    thresholds: tuple = option((), "cosines for the variants -given, one for each layer, front to back", identity=False)
+    thresholds: tuple = option(
+        (), "cosines for the variants -given, one for each layer, front to back", identity="if given"
+    )
     baseline: str = option("", "file of the baseline's weights, which is then not trained", identity=False)
 
     def __post_init__(self):
+        super().__post_init__()
         object.__setattr__(self, "thresholds", tuple(map(float, self.thresholds)))
         if not all(-1 <= threshold <= 1 for threshold in self.thresholds):
             raise ValueError(f"thresholds must be cosines in [-1, 1]. Received: {self.thresholds}")
@@ -295,7 +298,7 @@ def similarities(name, unpruned, pruned, plan):
 
     layers = [layer for layer, width in plan.widths.items() if len(plan.kept[layer]) < width]
     pictures = {}
-    for layer in dict.fromkeys(layers[i] for i in (0, len(layers) // 2, -1)):
+    for layer in dict.fromkeys(layers[i] for i in (0, len(layers) // 2, -1) if layers):
         kept = plan.kept[layer]
         order = np.concatenate([kept, np.setdiff1d(np.arange(plan.widths[layer]), kept)])
         before = cosines(unpruned, layer)[np.ix_(order, order)]

@@ -7,11 +7,12 @@ import math
 import numpy as np
 
 from experiments import measure
-from experiments.runner import option, or_exit, write_json
+from experiments.runner import check_at_least, option, or_exit, write_json
 from tfcompress.files import replacing, save_model, write_text
 
 # In the names of variants: 01 to 99.
 PERCENT = r"(?!00)\d\d"
+PRECISIONS = ("float32", "mixed_bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +32,12 @@ class Training:
     qat_epochs: int = option(3, "epochs of quantization-aware training")
     precision: str = option("mixed_bfloat16", "arithmetic of the float trainings: float32 or mixed_bfloat16")
     variants: tuple = option((), "pruned networks, named as the module's help says; none: all of them", identity=False)
+
+    def __post_init__(self):
+        check_at_least(1, self, "held_out", "baseline_epochs", "finetune_epochs", "qat_epochs")
+        check_at_least(0, self, "train_images", "baseline_cutout", "baseline_weight_decay")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision must be {' or '.join(PRECISIONS)}. Received: {self.precision!r}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +128,7 @@ def _train_or_load(task, model, split, ship):
     }
     if ship:
         _save_float16(model, shipped, notes)
-    elif not (directory / "baseline.keras").exists():
+    else:
         save_model(model, directory / "baseline.keras")
         write_json(shipped.with_suffix(".json"), notes)
 
@@ -308,10 +315,10 @@ def _save_float16(model, path, notes):
 def _check_training(path, notes, config):
     """Refuses shipped weights that were trained otherwise than this run's baseline would be."""
     # Files from before these could be chosen do not name them.
-    old = {"cutout": 0, "train_images": Training.train_images, "held_out": Training.held_out}
+    old = {name: getattr(Training, name) for name in ("train_images", "held_out", "precision")} | {"cutout": 0}
     trained = {**old, **notes["training"], **notes}
     flags = {name: f"baseline_{name}" for name in ("epochs", "cutout", "weight_decay")}
-    flags |= {name: name for name in ("train_images", "held_out")}
+    flags |= {name: name for name in ("train_images", "held_out", "precision")}
     if all(trained[name] == getattr(config, flag) for name, flag in flags.items()):
         return
     raise SystemExit(

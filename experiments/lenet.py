@@ -17,7 +17,7 @@ import dataclasses
 import numpy as np
 
 from experiments import measure, runner
-from experiments.runner import load_split, option
+from experiments.runner import check_at_least, load_split, option
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,9 +40,11 @@ class Config(Images):
     small_qat_epochs: int = option(5, "epochs of its quantization-aware training")
 
     def __post_init__(self):
-        if not all(0 < sparsity < 1 for sparsity in self.sparsities):
+        check_at_least(0, self, "train_images")
+        check_at_least(1, self, "epochs", "sparse_epochs", "qat_epochs", "small_epochs", "small_qat_epochs")
+        if not self.sparsities or not all(0 < sparsity < 1 for sparsity in self.sparsities):
             raise ValueError(f"sparsities must be fractions between 0 and 1. Received: {self.sparsities}")
-        if len(self.sparse_epochs) != len(self.sparsities) or tuple(sorted(self.sparsities)) != self.sparsities:
+        if len(self.sparse_epochs) != len(self.sparsities) or tuple(sorted({*self.sparsities})) != self.sparsities:
             raise ValueError(
                 "sparsities must increase, and sparse_epochs give one number for each. "
                 f"Received: {self.sparsities} and {self.sparse_epochs}"

@@ -55,8 +55,8 @@ def record(task, dataset, split, variants, select, top5=False):
     """Measures every file on held-out and test images and writes the record, with the int8 files beside it.
 
     A file that was measured before is not evaluated again. What `earlier` holds of other variants stays in the record.
-    The latencies of files in the results are measured again beside the new ones; of the others, those of another
-    processor go.
+    The latencies of files that are still there are measured again beside the new ones; those of the others go, since
+    times of two runs do not compare.
 
     Args:
         task: the `Run`.
@@ -75,8 +75,10 @@ def record(task, dataset, split, variants, select, top5=False):
     print("\n== measure", flush=True)
     before = earlier(task)
     rows = rows_of(before)
-    files = {name: task.result_directory / row.tflite for name, row in rows.items() if row.tflite}
+    files = {name: task.directory / f"{name}.tflite" for name in rows}
+    files |= {name: task.result_directory / row.tflite for name, row in rows.items() if row.tflite}
     files |= {variant.name: variant.file.path for variant in variants}
+    files = {name: path for name, path in files.items() if path.exists()}
     latencies = dict(zip(files, benchmark_interleaved(list(files.values()))))
     published = []
     for variant in variants:
@@ -98,10 +100,10 @@ def record(task, dataset, split, variants, select, top5=False):
 
 
 def earlier(task):
-    """The record that this run adds to, or None: an earlier one of this configuration, where only some variants run."""
+    """The record that this run adds to, or None: an earlier one of this configuration, where variants can be chosen."""
     from tfcompress.reporting import environment
 
-    if not getattr(task.config, "variants", ()) and not getattr(task.config, "recipes", ()):
+    if not {"variants", "recipes"} & {field.name for field in dataclasses.fields(task.config)}:
         return None
     before = _recorded(task)
     if before and _versions(before.environment) != _versions(environment()):
@@ -111,13 +113,8 @@ def earlier(task):
 
 
 def rows_of(before):
-    """{variant: row} of the record that a run adds to, or of None; latencies of another processor are left out."""
-    from tfcompress.reporting import environment
-
-    rows = {row.variant: row for row in before.rows} if before else {}
-    if before and before.environment["cpu"] != environment()["cpu"]:
-        rows = {name: dataclasses.replace(row, latency_ms=None) for name, row in rows.items()}
-    return rows
+    """{variant: row} of the record that a run adds to, or of None, without latencies: they are of another run."""
+    return {row.variant: dataclasses.replace(row, latency_ms=None) for row in before.rows} if before else {}
 
 
 def _versions(environment):
@@ -147,7 +144,11 @@ def _recorded(task):
     path = task.result_directory / "record.json"
     if not path.exists():
         return None
-    stored = read_record(path)
+    try:
+        stored = read_record(path)
+    except ValueError as error:
+        print(f"{error}: this run replaces it.", file=sys.stderr)
+        return None
     now = _configuration(task)
     # What a record does not name could not be chosen yet, and its baseline was not noted.
     absent = {**{field.name: field.default for field in dataclasses.fields(task.config)}, "baseline": task.baseline}
@@ -164,7 +165,7 @@ def _configuration(task):
 
 
 def write(task, dataset, rows, before=None):
-    """Writes the record of a run with these rows, and removes files of variants that it does not hold.
+    """Writes the record of a run with these rows, and removes what belongs to variants that it does not hold.
 
     Args:
         task: the `Run`.
@@ -174,12 +175,13 @@ def write(task, dataset, rows, before=None):
     """
     from tfcompress.reporting import Record, environment, write_record
 
+    needed = {"--quantized"} if hasattr(task.config, "quantized") else set()
     record = Record(
         experiment=task.experiment,
         dataset=dataset,
         profile=task.profile,
         seed=task.seed,
-        command=_both(before.command, task.command) if before else task.command,
+        command=_both(before.command, task.command, needed) if before else task.command,
         config=_configuration(task),
         environment=environment(),
         seconds={**(before.seconds if before else {}), **task.seconds},
@@ -190,18 +192,26 @@ def write(task, dataset, rows, before=None):
     names |= {name.removesuffix("-int8-qat") for name in names}
     for path in task.result_directory.iterdir():
         name = re.sub(r"\.(plan\.json|layers\.csv|keras|tflite)$", "", path.name)
-        if name != path.name and name not in names:
+        # What plots are drawn from is of the record that this one replaces.
+        drawn = before is None and path.suffix == ".json" and path.name not in ("record.json", f"{name}.plan.json")
+        if drawn or (name != path.name and name not in names):
             path.unlink()
 
 
-def _both(before, now):
-    """One command line for two runs that name their variants; else both, one behind the other."""
+def _both(before, now, needed):
+    """One command line for two runs that differ in the variants they name; else both, one behind the other.
+
+    Args:
+        before: the command of the record, maybe several joined by &&.
+        now: the command of this run.
+        needed: flags without which a command means something else when variants are added to it.
+    """
     *others, last = before.split(" && ")
     words, named = zip(*map(_split, (last, now)))
-    if not named[0] or named[0].keys() != named[1].keys():
+    if words[0] != words[1] or not named[0] or named[0].keys() != named[1].keys() or needed - named[0].keys():
         return " && ".join(dict.fromkeys([*others, last, now]))
     lists = [f"{flag}={','.join(dict.fromkeys(named[0][flag] + named[1][flag]))}" for flag in named[0]]
-    return " && ".join([*others, " ".join([*dict.fromkeys(words[0] + words[1]), *lists])])
+    return " && ".join([*others, " ".join([*words[0], *lists])])
 
 
 def _split(command):

@@ -28,11 +28,12 @@ import csv
 import dataclasses
 import functools
 import re
+from pathlib import Path
 
 import numpy as np
 
 from experiments import filters, measure, runner
-from experiments.runner import Split, load_split, option
+from experiments.runner import Split, check_at_least, load_split, option
 
 # Strides removed from the paper's network.
 MODELS = {"mobilenet": {"stem_strides": 1}, "mobilenet-4x4": {"stem_strides": 1, "block2_strides": 1}}
@@ -60,6 +61,8 @@ class Config(filters.Training):
     imagenet_dir: str = option("", "folder of images, with one folder for each class")
 
     def __post_init__(self):
+        super().__post_init__()
+        check_at_least(1, self, "round_to")
         if self.model not in MODELS:
             raise ValueError(f"model must be one of {', '.join(MODELS)}. Received: {self.model!r}")
         if self.setting not in VARIANTS:
@@ -68,6 +71,9 @@ class Config(filters.Training):
             raise ValueError("imagenet_weights and imagenet_dir are of use together only. Received: one of them")
         if self.imagenet_dir and self.setting != "imagenet":
             raise ValueError(f"imagenet_dir needs setting 'imagenet'. Received: {self.setting!r}")
+        for path in filter(None, (self.imagenet_weights, self.imagenet_dir)):
+            if not Path(path).exists():
+                raise ValueError(f"{path} does not exist: give a file of weights and a folder of images")
         for name in self.variants:
             parse(name)
 
@@ -157,6 +163,7 @@ def _run_cifar(task):
 
 def _run_imagenet(task):
     from tfcompress.datasets import load_user_data, split_validation
+    from tfcompress.training.checkpoint import digest
 
     config, shape = task.config, (224, 224, 3)
     task.experiment = "mobilenet-imagenet"
@@ -165,6 +172,7 @@ def _run_imagenet(task):
     train, validation = split_validation(*data.train, count)
     split = Split(train, validation, data.test or data.validation)
     network = pretrained(config.imagenet_weights, config.alpha, len(data.class_names))
+    task.baseline = digest(network.get_weights())[:16]
     so_far = functools.partial(measure.record_so_far, task, "imagenet", split, select=select, top5=True)
     variants = compress(task, network, split, so_far)
     measure.record(task, "imagenet", split, variants, select, top5=True)

@@ -55,6 +55,7 @@ class Config(filters.Config):
     """Configuration whose variants are checked before anything runs."""
 
     def __post_init__(self):
+        super().__post_init__()
         if not re.fullmatch(r"resnet\d+", self.model):
             raise ValueError(f"model must be resnet20, resnet56, resnet110, ... Received: {self.model!r}")
         for name in self.variants:

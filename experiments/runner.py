@@ -77,11 +77,23 @@ def or_exit(function, *arguments):
         raise SystemExit(str(error)) from error
 
 
+def check_at_least(least, config, *names):
+    """Raises ValueError where an option of a configuration, or one of its numbers, is less than that."""
+    for name in names:
+        value = getattr(config, name)
+        if min(value if isinstance(value, tuple) else (value,), default=least) < least:
+            raise ValueError(f"{name} must be at least {least}. Received: {value}")
+
+
 def _shown(flag):
     """A flag as the record shows it: of a file elsewhere on this machine only the name."""
-    if isinstance(flag.value, str) and Path(flag.value).is_absolute():
-        return f"--{flag.name}={Path(flag.value).name}"
-    return flag.serialize()
+    shown = _without_folder(flag.value)
+    return flag.serialize() if shown is flag.value else f"--{flag.name}={shown}"
+
+
+def _without_folder(value):
+    """Of an absolute path only the name: records are for other machines, too."""
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def _define(field):
@@ -125,9 +137,13 @@ class Run:
 
     @property
     def identity(self):
-        """{option: value} of all options that what a stage computes depends on."""
-        fields = [field.name for field in dataclasses.fields(self.config) if field.metadata.get("identity", True)]
-        return {name: getattr(self.config, name) for name in fields}
+        """{option: value} of all options that what a stage computes depends on; of a file elsewhere, its name."""
+        values = {}
+        for field in dataclasses.fields(self.config):
+            value, counts = getattr(self.config, field.name), field.metadata.get("identity", True)
+            if counts is True or (counts == "if given" and value):
+                values[field.name] = _without_folder(value)
+        return values
 
     @property
     def directory(self):
@@ -186,6 +202,8 @@ def option(default, text, identity=True):
         default: its value.
         text: what the flag means.
         identity: whether what a stage computes depends on it; if not, a change goes on in the same run directory.
+            "if given": only where it is not empty, so that directories of before there was such an option keep their
+            names.
     """
     return dataclasses.field(default=default, metadata={"help": text, "identity": identity})
 

@@ -20,7 +20,7 @@ Without MNIST and without a network the same steps run on scikit-learn's digits,
 import dataclasses
 
 from experiments import lenet, measure, runner
-from experiments.runner import option
+from experiments.runner import check_at_least, option
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +30,10 @@ class Config(lenet.Images):
     epochs: int = option(25, "epochs of the float network")
     finetune_epochs: int = option(10, "epochs of each family")
     qat_epochs: int = option(2, "epochs of quantization-aware training for each variant")
+
+    def __post_init__(self):
+        check_at_least(0, self, "train_images")
+        check_at_least(1, self, "epochs", "finetune_epochs", "qat_epochs")
 
 
 PROFILES = {

@@ -7,9 +7,20 @@ import numpy as np
 import pytest
 
 import tfcompress as tfc
-from experiments.diversify import Config, default_variants, experiment, network, parse, similarities, whole
+from experiments.diversify import (
+    Config,
+    default_variants,
+    experiment,
+    network,
+    parse,
+    prunable,
+    similarities,
+    whole,
+)
+from experiments.runner import Run
 from tfcompress.models import load_model
 from tfcompress.reporting import read_records
+from tfcompress.surgery.thresholds import plan_by_thresholds
 
 
 def test_names_of_variants():
@@ -47,6 +58,15 @@ def test_networks_of_the_thesis(name, params, kept_whole):
     assert list(whole(model))[:2] == kept_whole
 
 
+def test_given_thresholds_are_another_configuration(tmp_path):
+    def task(**options):
+        return Run("vgg16", "full", 0, Config(model="vgg16", **options), "", tmp_path, tmp_path)
+
+    assert task(variants=("diversity-a",)).directory == task().directory
+    assert "thresholds" not in task().identity
+    assert len({task(thresholds=thresholds).directory for thresholds in ((), (0.5,), (0.6,))}) == 3
+
+
 def test_records_of_other_experiments_are_not_overwritten():
     assert experiment("vgg16", "cifar100") == "vgg16-cifar100"
     assert experiment("resnet20", "cifar10") == "resnet20-diversify-cifar10"
@@ -54,6 +74,8 @@ def test_records_of_other_experiments_are_not_overwritten():
 
 def test_similarities_put_the_kept_filters_first():
     model = network("resnet8", 10)
+    nothing = plan_by_thresholds(model, dict.fromkeys(prunable(model), 1.0), skip=whole(model))
+    assert similarities("b", model, model, nothing) == {}
     pruned, plan = tfc.prune_channels(model, "diversity", ratio=0.5, skip=whole(model))
     pictures = similarities("b", model, pruned, plan)
     assert list(pictures) == [f"b, stage{stage}_block1_conv1" for stage in (1, 2, 3)]

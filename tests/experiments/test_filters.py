@@ -20,9 +20,11 @@ def test_shipped_baseline_of_other_images_is_refused():
     filters._check_training("b.npz", notes, config)
     filters._check_training("b.npz", {**notes, "train_images": 0, "held_out": 2500}, config)
     with pytest.raises(
-        SystemExit, match=r"train_images 0, now 1000, .* --train_images=0 --held_out=2500; --train_baseline"
+        SystemExit, match=r"train_images 0, now 1000, .* --train_images=0 --held_out=2500 .*; --train_baseline"
     ):
         filters._check_training("b.npz", notes, dataclasses.replace(config, train_images=1000))
+    with pytest.raises(SystemExit, match="precision mixed_bfloat16, now float32"):
+        filters._check_training("b.npz", notes, dataclasses.replace(config, precision="float32"))
     with pytest.raises(SystemExit, match="held_out 99, now 2500"):
         filters._check_training("b.npz", {**notes, "held_out": 99}, config)
 

@@ -96,6 +96,9 @@ def test_without_mnist_it_says_so_and_touches_no_mnist_record(tmp_path, run_expe
         ("--epochs=many", "epochs"),
         ("--dataset=imagenet", "there are mnist"),
         ("--sparsities=0.9,0.5", "must increase"),
+        ("--sparsities=0.5,0.5", "must increase"),
+        ("--sparsities=", "must be fractions"),
+        ("--small_qat_epochs=0", "small_qat_epochs must be at least 1. Received: 0"),
     ],
 )
 def test_bad_flags_are_named(run_experiment, tmp_path, flag, message):

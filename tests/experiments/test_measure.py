@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import tfcompress
-from experiments import measure
+from experiments import measure, resnet
 from experiments.mobilenet import PROFILES
 from experiments.runner import Run
 from tfcompress.reporting import Row, environment
@@ -51,8 +51,17 @@ def measured(tmp_path, monkeypatch):
         tfcompress, "benchmark_interleaved", lambda paths: [SimpleNamespace(median=next(milliseconds)) for _ in paths]
     )
 
-    def record(command, *names, variants=("sparse50",), seconds=None, content=b"1234", baseline="", **changes):
-        config = dataclasses.replace(PROFILES["smoke"], variants=variants, **changes)
+    def record(
+        command,
+        *names,
+        profile=PROFILES["smoke"],
+        variants=("sparse50",),
+        seconds=None,
+        content=b"1234",
+        baseline="",
+        **changes,
+    ):
+        config = dataclasses.replace(profile, variants=variants, **changes)
         task = Run("mobilenet", "smoke", 0, config, command, tmp_path / "runs", tmp_path / "results", seconds or {})
         task.baseline = baseline
         task.directory.mkdir(parents=True, exist_ok=True)
@@ -89,14 +98,21 @@ def test_chosen_variants_are_added_to_the_record(measured):
 
 
 def test_one_command_names_what_several_trained(measured):
-    command = "python -m experiments.mobilenet --profile=smoke --variants="
-    measured(f"{command}a,b", "float32", "int8-a", "int8-b")
-    assert measured(f"{command}b,c --baseline=x", "float32")["command"] == (
-        "python -m experiments.mobilenet --profile=smoke --baseline=x --variants=a,b,c"
-    )
-    assert measured("python -m experiments.mobilenet", "float32")["command"].endswith(
-        "--variants=a,b,c && python -m experiments.mobilenet"
-    )
+    command = "python -m experiments.mobilenet --profile=smoke"
+    measured(f"{command} --variants=a,b", "float32", "int8-a", "int8-b")
+    merged = f"{command} --variants=a,b,c"
+    assert measured(f"{command} --variants=b,c", "float32")["command"] == merged
+    merged += f" && {command} --baseline=x --variants=a"
+    assert measured(f"{command} --baseline=x --variants=a", "float32")["command"] == merged
+    assert measured(command, "float32")["command"] == f"{merged} && {command}"
+
+
+def test_commands_that_leave_open_what_is_quantized_stay_two(measured):
+    """Each quantizes the first of its own variants."""
+    one, other = (f"python -m experiments.resnet --variants={name}" for name in ("l2-macs54-every", "l1-macs54-every"))
+    profile, variants = resnet.PROFILES["smoke"], ("l2-macs54-every",)
+    measured(one, "float32", profile=profile, variants=variants)
+    assert measured(other, "float32", profile=profile, variants=variants)["command"] == f"{one} && {other}"
 
 
 def test_variants_of_another_baseline_are_replaced(measured, tmp_path, capsys):
@@ -136,17 +152,43 @@ def test_stopped_measurement_leaves_the_record_as_it_was(measured, tmp_path, mon
     assert json.loads((folder / "record.json").read_text()) == first
 
 
-def test_latencies_of_another_processor_are_measured_again_or_go(measured, monkeypatch):
-    measured("first", "float32", "int8-qat", "float16")
-    monkeypatch.setattr("tfcompress.reporting.environment", lambda: {**environment(), "cpu": "another"})
+def test_latencies_are_measured_again_or_go(measured, tmp_path):
+    measured("first", "float32", "int8-qat", "float16", "float8")
+    for name in ("int8-qat", "float8"):
+        (made,) = tmp_path.glob(f"runs/*/{name}.tflite")
+        made.unlink()
     rows = measured("second", "float32")["rows"]
-    assert {row["variant"]: row["latency_ms"] for row in rows} == {"float32": 5, "int8-qat": 4, "float16": None}
+    # The int8 file is in the results, the float16 file in the run directory.
+    assert {row["variant"]: row["latency_ms"] is None for row in rows} == {
+        "float32": False, "int8-qat": False, "float16": False, "float8": True,
+    }  # fmt: skip
+    assert min(row["latency_ms"] or 9 for row in rows) == 5
 
 
-def test_a_whole_run_another_configuration_and_other_versions_replace_the_record(measured, monkeypatch, capsys):
+def test_a_damaged_record_is_replaced(measured, tmp_path, capsys):
+    """A publication that was killed leaves files of other sizes than the record says."""
     measured("first", "float32", "int8-qat")
-    assert [row["variant"] for row in measured("all", "float32", variants=())["rows"]] == ["float32"]
+    (file,) = tmp_path.glob("results/*/*/int8-qat.tflite")
+    file.write_bytes(b"1")
+    assert [row["variant"] for row in measured("second", "float32", "int8-b")["rows"]] == ["float32", "int8-b"]
+    assert "another size than 4 bytes: this run replaces it" in capsys.readouterr().err
+
+
+def test_what_plots_are_drawn_from_goes_with_its_record(measured, tmp_path):
     measured("first", "float32", "int8-qat")
+    (record,) = tmp_path.glob("results/*/*/record.json")
+    norms = record.with_name("filter_norms.json")
+    norms.write_text("{}")
+    measured("second", "float32", "int8-b")
+    assert norms.exists()
+    measured("third", "float32", finetune_epochs=2)
+    assert not norms.exists()
+
+
+def test_another_configuration_and_other_versions_replace_the_record(measured, monkeypatch, capsys):
+    measured("first", "float32", "int8-qat")
+    # A whole run adds to it: what it does not train took hours.
+    assert [row["variant"] for row in measured("all", "float32", variants=())["rows"]] == ["float32", "int8-qat"]
     other = measured("longer", "float32", finetune_epochs=2)
     assert other["command"] == "longer" and len(other["rows"]) == 1
     measured("first", "float32", "int8-qat")

@@ -112,9 +112,14 @@ def test_images_of_a_folder(tmp_path, short, images, monkeypatch):
     monkeypatch.setattr(
         mobilenet, "pretrained", lambda path, alpha, classes: mobilenet._imagenet_network(alpha, classes)
     )
-    record, rows = _run(
-        tmp_path, setting="imagenet", imagenet_weights="w.h5", imagenet_dir=str(images), variants=("l2-params50",)
-    )
+    weights = tmp_path / "w.h5"
+    weights.touch()
+    options = {"setting": "imagenet", "imagenet_dir": str(images), "variants": ("l2-params50",)}
+    with pytest.raises(ValueError, match=r"w2\.h5 does not exist"):
+        _run(tmp_path, **options, imagenet_weights=str(tmp_path / "w2.h5"))
+    record, rows = _run(tmp_path, **options, imagenet_weights=str(weights))
+    # The names only: the folder may move.
+    assert (record.config["imagenet_weights"], record.config["imagenet_dir"]) == ("w.h5", "images")
     assert (record.experiment, record.dataset) == ("mobilenet-imagenet", "imagenet")
     assert all(row.top5_tflite == 1 and 0 <= row.top1_tflite <= 1 for row in rows.values())
 

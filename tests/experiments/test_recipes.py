@@ -14,6 +14,8 @@ def test_resnet20_is_not_trained_here(tmp_path, run_experiment):
     run = run_experiment("recipes", tmp_path, "--profile=smoke", "--model=resnet20")
     assert run.returncode == 1
     assert "Received: dataset='digits', train_images=512" in run.stderr
+    run = run_experiment("recipes", tmp_path, "--profile=full", "--model=resnet20", "--seed=1")
+    assert run.returncode == 1 and "do not depend on the seed. Received: 1" in run.stderr
     run = run_experiment("recipes", tmp_path, "--profile=full", "--recipes=safe,tiny")
     assert run.returncode == 1
     assert "recipes must be among small, fast, safe. Received: safe, tiny" in run.stderr

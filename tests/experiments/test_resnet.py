@@ -115,6 +115,8 @@ def test_one_more_variant_is_added_to_the_record(smoke, run_experiment):
         ({"variants": ("l2-macs00-every",)}, "from 01 to 99"),
         ({"variants": ("l2-macs62-long",)}, "-long for three times"),
         ({"quantized": ("l3-macs62-every",)}, "geometric_median"),
+        ({"qat_epochs": 0}, "qat_epochs must be at least 1. Received: 0"),
+        ({"precision": "float16"}, "precision must be float32 or mixed_bfloat16. Received: 'float16'"),
         ({"quantized": ("l2-macs54-every",), "variants": ("random-macs54-every",)}, "among the variants, random"),
     ],
 )

@@ -47,7 +47,8 @@ def write_plots(results):
         for name, draw in ((HISTOGRAMS, _weights), (FILTER_NORMS, _norms), (SIMILARITIES, _similarities)):
             if (first_seed / name).exists():
                 figure = draw(summary, json.loads((first_seed / name).read_text()))
-                paths.append(_save(figure, folder / f"{summary.profile}-{draw.__name__[1:]}.png"))
+                if figure:
+                    paths.append(_save(figure, folder / f"{summary.profile}-{draw.__name__[1:]}.png"))
         plans = {path.name.removesuffix(".plan.json"): path for path in sorted(first_seed.glob("*.plan.json"))}
         recorded = {name.removesuffix("-int8-qat") for name in summary.variants}
         plans = {name: path for name, path in plans.items() if name in recorded}
@@ -140,10 +141,15 @@ def _route(spreads):
 
 
 def _norms(summary, norms):
-    """A row for each pruned network: how the norms of what it kept spread, before the norms of all filters."""
+    """A row for each pruned network: how the norms of what it kept spread, before the norms of all filters.
+
+    None where no pruned network has norms.
+    """
     import matplotlib.figure
 
     names = list(dict.fromkeys(name for variants in norms.values() for name in variants if name != "before"))
+    if not names:
+        return None
     figure = matplotlib.figure.Figure((4 * len(norms), 1 + 1.4 * len(names)), layout="constrained")
     figure.suptitle(f"{summary.experiment}, {summary.profile}: distribution of filter norms before and after")
     columns = figure.subplots(len(names), len(norms), squeeze=False, sharex="col").T
@@ -162,9 +168,14 @@ def _norms(summary, norms):
 
 
 def _similarities(summary, layers):
-    """Cosines between the filters of layers: all of them, those that stay first, and those that stay, fine-tuned."""
+    """Cosines between the filters of layers: all of them, those that stay first, and those that stay, fine-tuned.
+
+    None where there are no layers.
+    """
     import matplotlib.figure
 
+    if not layers:
+        return None
     figure = matplotlib.figure.Figure((3.4 * len(layers) + 0.8, 6.6), layout="constrained")
     figure.suptitle(f"{summary.experiment}, {summary.profile}: cosine similarity of filters before and after")
     panels = figure.subplots(2, len(layers), squeeze=False)

@@ -45,7 +45,7 @@ METRICS = {
     "latency_ms": Metric("latency", "ms", 3, False),
     "speedup": Metric("times faster than int8", "", 2, True),
 }
-# Of the first seed that has them: all seeds' networks have the same layers, and only the machine's load differs.
+# Of the first seed only: all seeds' networks have the same layers, and times of two runs do not compare.
 TIMES = ("latency_ms", "speedup")
 PERCENT = ("top1", "top1_tflite", "top5_tflite", "val_top1", "sparsity", "macs_cut_papers")
 
@@ -72,8 +72,8 @@ class Summary:
     Attributes:
         experiment, dataset, profile: as in the records.
         seeds: tuple of seeds.
-        variants: {variant: {metric: `Spread`}}, families together; metrics that no record has are absent.
-        same_config: whether all seeds ran with the same configuration.
+        variants: {variant: {metric: `Spread`}}, families together; metrics that not all its records have are absent.
+        same_config: whether all seeds ran with the same configuration, as far as all records name it.
     """
 
     experiment: str
@@ -107,12 +107,18 @@ def _summary(key, records):
         baseline, int8 = (next((r for r in record.rows if r.variant in names), None) for names in ((BASELINE,), INT8))
         for row in record.rows:
             for metric, value in figures(row, baseline, int8).items():
-                values.setdefault(row.variant, {}).setdefault(metric, []).append(value)
+                if metric not in TIMES or record is records[0]:
+                    values.setdefault(row.variant, {}).setdefault(metric, []).append(value)
     variants = {
-        variant: {metric: _spread(seeds[:1] if metric in TIMES else seeds) for metric, seeds in values[variant].items()}
+        variant: {
+            metric: _spread(seeds)
+            for metric, seeds in values[variant].items()
+            if metric in TIMES or len(seeds) == len(values[variant]["params"])
+        }
         for variant in _ordered(values)
     }
-    same_config = all(record.config == records[0].config for record in records)
+    named = set.intersection(*(set(record.config) for record in records))
+    same_config = all(record.config[name] == records[0].config[name] for record in records for name in named)
     return Summary(*key, tuple(record.seed for record in records), variants, same_config)
 
 
