@@ -1,6 +1,5 @@
 """What every experiment shares: flags from a dataclass, a run directory per configuration, timed stages, the record."""
 
-import csv
 import dataclasses
 import hashlib
 import json
@@ -166,7 +165,9 @@ class Run:
         directory.mkdir(parents=True, exist_ok=True)
         clock = directory / "seconds.json"
         print(f"\n== {name}", flush=True)
-        epochs_before = sum(_history_seconds(path) for path in directory.rglob("history.csv"))
+        from tfcompress.training.fit import history_seconds
+
+        epochs_before = sum(history_seconds(path) for path in directory.rglob("history.csv"))
         start = time.perf_counter()
         yield directory
         if clock.exists():
@@ -251,11 +252,6 @@ def _as_rgb(images):
     padding = (32 - images.shape[1]) // 2
     images = np.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     return np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images
-
-
-def _history_seconds(path):
-    with open(path, newline="") as file:
-        return sum(float(row["seconds"]) for row in csv.DictReader(file))
 
 
 def write_json(path, value):

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from keras import layers
 
+from tfcompress.keras2 import tf_keras
 from tfcompress.outputs import as_logits, ends_in_softmax, trainable_logits, with_softmax
 
 
@@ -26,6 +27,13 @@ ENDS = {
     "layer": lambda: [layers.Dense(4), layers.Softmax()],
     "named softmax": lambda: [layers.Dense(4, activation="softmax", name="softmax")],
     "before a cast": lambda: [layers.Dense(4), layers.Softmax(), layers.Activation("linear", dtype="float32")],
+    "before a reshape": lambda: [
+        layers.Dense(4),
+        layers.Reshape((1, 1, 4)),
+        layers.Activation("softmax"),
+        layers.Reshape((4,)),
+    ],
+    "before a dropout": lambda: [layers.Dense(4), layers.Softmax(), layers.Dropout(0.5)],
     "fused, before a cast": lambda: [layers.Dense(4, activation="softmax"), layers.Activation("linear")],
 }
 
@@ -82,8 +90,14 @@ def test_what_is_no_classifier_is_refused():
     with pytest.raises(ValueError, match="the softmax of a model inside it, 'inner'"):
         inner = keras.Sequential([keras.Input((3,)), layers.Softmax()], name="inner")
         as_logits(keras.Sequential([keras.Input((3,)), layers.Dense(3), inner]))
-    with pytest.raises(ValueError, match=r"output shape \(None, 1\)"):
+    with pytest.raises(ValueError, match=r"output shape \(None, 1\)\. Two classes are two outputs"):
         as_logits(functional(layers.Dense(1)))
+    with pytest.raises(ValueError, match="ends in a sigmoid"):
+        as_logits(functional(layers.Dense(4, activation="sigmoid"), layers.Reshape((4,))))
+    with pytest.raises(ValueError, match="changes the shape behind its softmax"):
+        as_logits(functional(layers.Reshape((1, 48)), layers.Softmax(), layers.Flatten()))
+    with pytest.raises(ValueError, match=r"A Keras 3 model is expected\. Received: tf_keras"):
+        as_logits(tf_keras.Sequential([tf_keras.Input((3,)), tf_keras.layers.Dense(2)]))
     with pytest.raises(ValueError, match=r"output shape \(None, 4, 4, 3\)"):
         as_logits(keras.Sequential([keras.Input((6, 6, 1)), layers.Conv2D(3, 3)]))
     a, b = keras.Input((4,)), keras.Input((4,))

@@ -4,6 +4,7 @@ import argparse
 import gc
 import importlib.metadata
 import os
+import re
 import sys
 
 # Releases that the tests ran with: (first, first untested).
@@ -306,7 +307,7 @@ def _warn_of_versions():
 
 
 def _numbers(version):
-    return tuple(int(part) for part in version.split(".")[:2])
+    return tuple(int(re.match(r"\d*", part)[0] or 0) for part in version.split(".")[:2])
 
 
 def _profile(options):
@@ -329,6 +330,8 @@ def _sensitivity(options):
     import tfcompress as tfc
     from tfcompress.datasets.arrays import as_float, sample
 
+    if options.plot:
+        _in_a_folder(options.plot)
     model, data = _model_and_data(options)
     x, y = sample(options.images, *data.validation)
     arguments = {"ratios": options.ratios} if options.ratios else {}
@@ -414,6 +417,8 @@ def _quantize(options):
     from tfcompress.compression.compress import calibration_images, input_range
     from tfcompress.outputs import as_logits, trainable_logits
 
+    if not options.qat and (options.preserve_sparsity or options.preserve_sharing):
+        raise CommandError("--preserve-sparsity and --preserve-sharing are for the training of --qat")
     if options.qat and options.precision != "int8":
         raise CommandError(f"--qat gives int8 files. Received: --precision {options.precision}")
     output = _output(options.output, ".tflite")
@@ -527,17 +532,20 @@ def _model_and_data(options):
 
 
 def _data(options, model):
-    if len(model.inputs) != 1 or len(model.outputs) != 1:
-        raise ValueError(
-            f"{options.model}: data can be given to models with one input and one output. "
-            f"This one has {len(model.inputs)} inputs and {len(model.outputs)} outputs"
-        )
+    from tfcompress.outputs import check_classifier
+
+    check_classifier(model)
     return _load_data(options, tuple(model.inputs[0].shape[1:]), model.outputs[0].shape[-1])
 
 
 def _load_data(options, shape, classes):
+    import pathlib
+
     from tfcompress.datasets import load_user_data
 
+    output = getattr(options, "output", None)
+    if output and pathlib.Path(output).resolve().is_relative_to(pathlib.Path(options.data).resolve()):
+        raise CommandError(f"the output would be taken for data: -o {output} is inside --data {options.data}")
     return load_user_data(
         options.data,
         input_shape=shape,
@@ -571,6 +579,13 @@ def _output(path, suffix):
     path = pathlib.Path(path)
     if path.suffix != suffix:
         raise CommandError(f"the output is a {suffix} file. Received: -o {path}")
+    return _in_a_folder(path)
+
+
+def _in_a_folder(path):
+    import pathlib
+
+    path = pathlib.Path(path)
     if not path.parent.is_dir():
         raise CommandError(f"there is no folder {path.parent} for the output {path.name}")
     return path

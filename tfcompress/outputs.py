@@ -8,6 +8,9 @@ from keras import layers
 from tfcompress.errors import listed
 from tfcompress.graph import clone_uncompiled, copy_weights, frozen_layers, is_nested_model, producer
 
+# Layers, in Keras 2 and 3, that change no value outside training.
+_MOVING = ("Reshape", "Flatten", "Dropout", "Identity")
+
 
 def as_logits(model):
     """Copies a classifier without its final softmax, to be trained.
@@ -24,15 +27,19 @@ def as_logits(model):
         ValueError: a model that is subclassed or not built, has several inputs or outputs, does not return one number
             per class, or whose softmax is inside a model that it calls.
     """
-    _check(model)
+    check_classifier(model)
     copy = clone_uncompiled(model)
     copy_weights(model, copy)
     for layer in copy._flatten_layers():
         layer.trainable = True
-    last, before = _last(copy)
+    last, before, is_reshaped = _last(copy)
     end = _end(last)
-    if end == "softmax" and _is_fused(last):
+    if end == "softmax" and (_is_fused(last) or (is_reshaped and isinstance(last, layers.Activation))):
         last.activation = keras.activations.linear
+    elif end == "softmax" and is_reshaped:
+        raise ValueError(
+            f"Model {model.name!r} changes the shape behind its softmax: put the softmax, or a Reshape, before it."
+        )
     elif end == "softmax":
         copy = keras.Model(copy.inputs, before, name=model.name)
     elif end == "sigmoid":
@@ -64,7 +71,7 @@ def with_softmax(model):
 
 def ends_in_softmax(model):
     """Whether a functional or Sequential Keras 3 or tf_keras model returns probabilities."""
-    last, _ = _last(model)
+    last, *_ = _last(model)
     return _end(last) == "softmax" or (is_nested_model(last) and ends_in_softmax(last))
 
 
@@ -81,7 +88,18 @@ def check_logits(model, what="the model"):
         )
 
 
-def _check(model):
+def check_classifier(model):
+    """Refuses what is no functional or Sequential Keras 3 classifier with one input.
+
+    Raises:
+        ValueError: a model that is subclassed or not built, has several inputs or outputs, or does not return one
+            number per class.
+    """
+    if not isinstance(model, keras.Model):
+        raise ValueError(
+            f"A Keras 3 model is expected. Received: {type(model).__module__}.{type(model).__name__}; save one of "
+            "Keras 2, and read its file with tfcompress.models.load_model"
+        )
     if not isinstance(model, keras.Sequential) and not any(b.__name__ == "Functional" for b in type(model).__mro__):
         raise ValueError(f"A functional or Sequential Keras model is expected. Received: {model!r}")
     if not model.built or not model.inputs:
@@ -94,16 +112,22 @@ def _check(model):
     if len(model.outputs[0].shape) != 2 or (model.outputs[0].shape[-1] or 0) < 2:
         raise ValueError(
             "A classifier that returns one number per class, (batch, classes), is expected. "
-            f"Received: {model.name!r} with output shape {tuple(model.outputs[0].shape)}."
+            f"Received: {model.name!r} with output shape {tuple(model.outputs[0].shape)}. Two classes are two outputs, "
+            "with a softmax."
         )
 
 
 def _last(model):
-    """The operation that computes the output, and its input tensor; operations that change no value do not count."""
+    """The operation that computes the output, its input tensor, and whether the shape changes behind it.
+
+    Operations that change no value do not count.
+    """
     operation, before = producer(model.outputs[0])
-    while _activation(operation) == "linear" and not _is_fused(operation):
+    is_reshaped = False
+    while type(operation).__name__ in _MOVING or (_activation(operation) == "linear" and not _is_fused(operation)):
+        is_reshaped |= type(operation).__name__ in ("Reshape", "Flatten")
         operation, before = producer(before)
-    return operation, before
+    return operation, before, is_reshaped
 
 
 def _end(operation):

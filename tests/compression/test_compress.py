@@ -108,7 +108,7 @@ def test_layers_that_cannot_be_shared_are_named_before_anything_is_trained(model
 def test_values_that_are_shared_stay_so_in_int8(model, data, tmp_path):
     steps = [
         {"share": {"clusters": 8, "epochs": 1, "learning_rate": 0.01, "skip": ["conv1"]}},
-        {"qat": {"epochs": 1, "optimizer": "adam", "learning_rate": 0.0005, "preserve_sharing": True}},
+        {"qat": {"epochs": 1, "optimizer": "adam", "learning_rate": 0.0005}},
         {"export": {"precision": "int8"}},
     ]
     done = compress(model, data, steps, tmp_path / "out")
@@ -157,6 +157,33 @@ def test_another_run_is_refused(done, model, data, tmp_path):
     with pytest.raises(ValueError, match=r"holds another run \(another network\)"):
         compress(other, data, RECIPE, done.folder)
     assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
+    with pytest.raises(ValueError, match=r"holds another run \(another softmax\)"):
+        compress(tfc.as_logits(model)[0], data, RECIPE, done.folder)
+
+
+def test_time_of_a_training_is_that_of_all_its_epochs(data, tmp_path):
+    """Those before an interruption, too."""
+    model = keras.Sequential([keras.Input((28, 28, 1)), layers.Flatten(), layers.Dense(10)])
+    steps = [{"finetune": {"epochs": 2}}, {"export": {"precision": "float32"}}]
+    folder = compress(model, data, steps, tmp_path / "out").folder / "steps" / "1-finetune"
+    history = folder / "history.csv"
+    *head, last = history.read_text().split()
+    history.write_text("\n".join([*head, last.rpartition(",")[0] + ",1000"]))
+    (folder / "measured.json").unlink()
+    rows = compress(model, data, steps, tmp_path / "out").summary["steps"]
+    assert 1000 < rows[1]["seconds"] < 1060
+
+
+def test_channels_first_models_lose_the_channels_that_the_summary_says(digits, tmp_path):
+    inputs = keras.Input((1, 28, 28))
+    x = layers.Conv2D(8, 3, strides=4, data_format="channels_first", name="conv")(inputs)
+    model = keras.Model(inputs, layers.Dense(10)(layers.Flatten()(x)))
+    data = np.transpose(digits.x_train[:100], (0, 3, 1, 2)), digits.y_train[:100]
+    steps = [{"prune": {"ratio": 0.5}}, {"export": {"precision": "float32"}}]
+    done = compress(model, data, steps, tmp_path / "out")
+    row = done.summary["layers"][0]
+    assert (row["name"], row["channels_before"], row["channels_after"]) == ("conv", 8, 4)
+    assert "channels last" not in (done.folder / "report.html").read_text()
 
 
 def test_impossible_targets_are_found_before_anything_runs(model, data, tmp_path):
@@ -327,6 +354,9 @@ def test_arrays_without_the_last_class_still_name_every_output(model, data, tmp_
         (["factorize", "{model}", "--energy", "0.5", "--data", "no.npz", "-o", "{folder}/x.keras"], 1, "no.npz"),
         (["quantize", "{model}", "--data", "{data}", "-o", "nowhere/x.tflite"], 2, "there is no folder nowhere"),
         (["quantize", "{model}", "--data", "{data}", "--qat", "--precision", "float16", "-o", "x.tflite"], 2, "int8"),
+        (["quantize", "{model}", "--data", "{data}", "-o", "{folder}/x.tflite", "--preserve-sparsity"], 2, "--qat"),
+        (["compress", "{model}", "--data", "{folder}", "-o", "{folder}/out"], 2, "would be taken for data"),
+        (["sensitivity", "{model}", "--data", "{data}", "--plot", "nowhere/s.png"], 2, "there is no folder nowhere"),
         (["evaluate", "{model}", "--data", "{data}", "--scaling", "-1-1", "--class-names", "a,b"], 1, "class"),
         (["compress", "{model}", "--data", "{data}"], 2, "-o out"),
         (["compress", "{model}", "--data", "{data}", "--recipe", "tiny", "-o", "{folder}/x"], 1, "no recipe 'tiny'"),

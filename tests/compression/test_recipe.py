@@ -80,6 +80,10 @@ EXPORT = "export: {precision: int8}"
         ([EXPORT, EXPORT], "line 3: the last step, and only it"),
         (["export: {precision: int4}"], "precision must be one of float32"),
         (["export: int8"], "export takes options"),
+        (["prune: {ratio: 0.5, ratio: 0.1}", EXPORT], "line 3: ratio is given twice"),
+        (["prune: {ratio: 0.5}\n    prune: {ratio: 0.1}", EXPORT], "line 4: prune is given twice"),
+        (["prune: {[ratio]: 0.5}", EXPORT], "line 3: a name is one word"),
+        (["prune: {<<: {ratio: 0.5}}", EXPORT], "line 3: a name is one word"),
         (["just words", EXPORT], "line 3: a step is written"),
         (["prune: {ratio: 0.5", EXPORT], "line 4: not YAML"),
     ],
@@ -101,6 +105,19 @@ def test_other_mistakes(tmp_path):
     (tmp_path / "list.yaml").write_text("- prune: {ratio: 0.5}\n")
     with pytest.raises(RecipeError, match="one list under 'steps:'"):
         load_recipe(tmp_path / "list.yaml")
+
+
+def test_quantization_keeps_what_the_steps_before_it_made_unless_told_otherwise():
+    sparsify, share = {"sparsify": {"epochs": 1, "sparsity": 0.5}}, {"share": {"epochs": 1, "clusters": 4}}
+
+    def kept(*before, **options):
+        recipe = load_recipe([*before, {"qat": {"epochs": 1, **options}}, {"export": {}}]).adapted({"flip": True})
+        return {name: value for name, value in recipe.steps[-2].options.items() if name.startswith("preserve")}
+
+    assert kept() == {}
+    assert kept(sparsify) == {"preserve_sparsity": True}
+    assert kept(share) == kept(sparsify, share) == {"preserve_sharing": True}
+    assert kept(sparsify, preserve_sparsity=False) == {"preserve_sparsity": False}
 
 
 def test_augmentation_goes_to_every_training_step():

@@ -68,6 +68,11 @@ def test_validation_is_split_off_by_class_and_seed(npz):
     assert not np.array_equal(data.validation[0], other.validation[0])
 
 
+def test_class_of_which_no_image_is_left_to_train_on_is_named(npz):
+    labels = np.repeat(np.arange(4), (1, 30, 30, 1))
+    assert "leaves no training image of class 0, 3; give it more" in refused(npz(x=pixels(62), y=labels))
+
+
 @pytest.mark.parametrize("name", ["val", "valid", "validation"])
 def test_names_of_the_validation_arrays_and_of_those_not_used(npz, name, capsys):
     x, y = pixels(6), np.arange(6) % 2
@@ -114,12 +119,20 @@ def test_floats_are_taken_in_the_range_of_the_scaling(npz, scaling, low, high):
 
 @pytest.mark.parametrize(
     ("low", "high", "scaling", "hint"),
-    [(-1, 1, "0-1", "'-1-1'"), (0, 255, "0-1", "'0-255'"), (-3, 3, "-1-1", "'none'"), (-1, 1, "0-255", "'-1-1'")],
+    [
+        (-1, 1, "0-1", "'-1-1'"),
+        (0, 255, "0-1", "'0-255'"),
+        (-3, 3, "-1-1", "'none'"),
+        (-1, 1, "0-255", "'-1-1'"),
+        # Ranges of nothing that a model does with pixels: those of 0 to 255 would come out wrong.
+        (-0.5, 0.5, "0-1", "'none'"),
+        (0, 1.02, "0-1", "'none'"),
+    ],
 )
 def test_floats_out_of_range_name_the_scaling_that_fits(npz, low, high, scaling, hint):
     x = np.linspace(low, high, 10 * 144).reshape(10, *SHAPE)
     message = refused(npz(x=x, y=np.arange(10) % 2), scaling=scaling)
-    assert f"scaling={hint} fits" in message and f"from {low} to {high}" in message
+    assert f"scaling={hint} (" in message and f"from {low} to {high}" in message
 
 
 def test_scalings_map_pixels_to_their_names():
@@ -238,11 +251,11 @@ def test_kinds_of_images_are_decoded(tmp_path, suffix):
 
 
 def test_images_are_resized_bilinearly(tmp_path):
-    write_images(tmp_path, {"a": (0, 0, 0), "b": (0, 0, 0)}, count=1)
+    write_images(tmp_path, {"a": (0, 0, 0), "b": (0, 0, 0)}, count=2)
     Image.fromarray(np.array([[0, 100]], np.uint8)).save(tmp_path / "a" / "0.png")
     data = load_user_data(tmp_path, input_shape=(1, 4, 1), held_out=0.5)
     x, y = (np.concatenate(parts) for parts in zip(data.train, data.validation))
-    assert x[y == 0].ravel().tolist() == [0, 25, 75, 100]
+    assert [0, 25, 75, 100] in x[y == 0].reshape(-1, 4).tolist()
 
 
 def test_folders_that_do_not_fit_are_refused(tmp_path):
@@ -251,6 +264,10 @@ def test_folders_that_do_not_fit_are_refused(tmp_path):
     message = refused(tmp_path, classes=4)
     assert "3 classes (blue, green, red), but the model has 4 outputs" in message
     assert "fixed (height, width, 1 or 3 channels)" in refused(tmp_path, input_shape=(None, None, 3))
+    odd = tmp_path / "caf\udce9"  # as archives of other encodings leave it
+    odd.mkdir()
+    assert r"whose name is not UTF-8, 'caf\udce9'; rename it" in refused(tmp_path)
+    odd.rmdir()
     (tmp_path / "yellow").mkdir()
     assert "yellow has no images" in refused(tmp_path)
 

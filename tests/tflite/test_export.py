@@ -9,6 +9,7 @@ from ai_edge_litert.interpreter import Interpreter
 from keras import layers
 
 import tfcompress as tfc
+from tfcompress.outputs import with_softmax
 from tfcompress.tflite import export, flatbuffer
 
 
@@ -136,6 +137,8 @@ def test_softmax(model, images, tmp_path, precision):
     np.testing.assert_allclose(
         tfc.predict_tflite(softmax.path, images), expected, atol=1 / 256 if precision == "int8" else 1e-6
     )
+    with pytest.raises(ValueError, match="ends in a softmax"):
+        tfc.export_tflite(with_softmax(model), tmp_path / "twice.tflite", precision, images, softmax=True)
 
 
 @pytest.mark.parametrize(

@@ -129,6 +129,22 @@ def test_bad_data_is_named(images, labels, message):
         fit(network(), images, labels, CONFIG)
 
 
+@pytest.mark.parametrize(
+    ("shape", "layer", "message"),
+    [
+        ((8, 8), layers.Reshape((8, 8, 1)), r"Received: images \(8, 8\)$"),
+        ((1, 8, 8), layers.Conv2D(2, 3, data_format="channels_first", name="odd"), r"channels-first model \(odd\)"),
+    ],
+)
+def test_augmentation_takes_images_of_rows_columns_and_channels(shape, layer, message):
+    inputs = keras.Input(shape)
+    model = keras.Model(inputs, layers.Dense(10)(layers.Flatten()(layer(inputs))))
+    images, labels = np.zeros((4, *shape), "uint8"), np.arange(4)
+    with pytest.raises(ValueError, match=message):
+        fit(model, images, labels, dataclasses.replace(CONFIG, epochs=1, flip=True, crop_padding=0))
+    assert len(fit(model, images, labels, dataclasses.replace(CONFIG, epochs=1, flip=False, crop_padding=0))) == 1
+
+
 @pytest.mark.parametrize("framework", ["keras", "tf_keras"])
 def test_integer_inputs_are_refused(framework):
     """Pixels / 255 would be 0 there."""

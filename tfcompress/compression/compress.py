@@ -104,7 +104,7 @@ def compress(
     # What cannot be done is found before anything is trained.
     plan(original, recipe)
     folder = pathlib.Path(workdir)
-    identity = _identity(original, data, recipe)
+    identity = {**_identity(original, data, recipe), "softmax": had_softmax}
     if not _is_claimed(folder, identity):
         _check_export(original, data, recipe)
         _claim(folder, identity)
@@ -198,6 +198,8 @@ class _Run:
         self.file = None
 
     def step(self, name, step):
+        from tfcompress.training.fit import history_seconds
+
         print(f"\n== {name}", flush=True)
         directory = self.folder / "steps" / name
         directory.mkdir(parents=True, exist_ok=True)
@@ -206,7 +208,9 @@ class _Run:
         if step.kind == "export":
             return
         # TF-MOT's fake quantization is measured as the file that the export will write.
-        self.measure(name, title, self.trained, time.perf_counter() - start)
+        # Of a training that was interrupted, the epochs before count, too.
+        trained = sum(history_seconds(path) for path in directory.glob("history.csv"))
+        self.measure(name, title, self.trained, max(trained, time.perf_counter() - start))
 
     def _prune(self, step, directory):
         from tfcompress import prune_channels
@@ -388,7 +392,7 @@ def _publish(run, recipe, source, command):
             "latency_ms": after.median,
         },
         "steps": run.rows,
-        "layers": _layers(profile(run.original), profile(run.network)),
+        "layers": _layers(run.original, profile(run.original), profile(run.network)),
         "environment": environment(),
     }
     write_text(folder / "model.json", json.dumps(summary, indent=1) + "\n")
@@ -415,8 +419,14 @@ def _interface(path, scaling, softmax):
     return {"input": {**describe(source), "scaling": scaling}, "output": {**describe(target), "softmax": softmax}}
 
 
-def _layers(before, after):
+def _layers(model, before, after):
     """One row per layer with weights of the original; the second of two thin layers has its name, too."""
+
+    formats = {layer.name: getattr(layer, "data_format", None) for layer in model._flatten_layers()}
+
+    def axis(name):
+        return 1 if formats.get(name) == "channels_first" else -1
+
     names = {layer.name for layer in before.layers}
     parts = {}
     for layer in after.layers:
@@ -426,8 +436,8 @@ def _layers(before, after):
         {
             "name": layer.name,
             "kind": layer.kind,
-            "channels_before": int(layer.output_shape[-1]),
-            "channels_after": int(parts[layer.name][-1].output_shape[-1]),
+            "channels_before": int(layer.output_shape[axis(layer.name)]),
+            "channels_after": int(parts[layer.name][-1].output_shape[axis(layer.name)]),
             "params_before": layer.params,
             "params_after": sum(part.params for part in parts[layer.name]),
             "macs_before": layer.macs,

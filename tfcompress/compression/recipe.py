@@ -182,6 +182,8 @@ def _read_yaml(path):
     steps = [node for key, node in root.value if key.value == "steps"] if isinstance(root, yaml.MappingNode) else []
     if not steps or len(root.value) > 1 or not isinstance(steps[0], yaml.SequenceNode):
         raise RecipeError(f"{path}: a recipe is one list under 'steps:', each step '- kind: {{option: value}}'")
+    for node in steps[0].value:
+        _check_keys(node, path)
     return [(_construct(node), f"{path}, line {node.start_mark.line + 1}") for node in steps[0].value]
 
 
@@ -198,6 +200,21 @@ def _construct(node):
         )
         for key, value in node.value
     }
+
+
+def _check_keys(node, path):
+    """Refuses mappings, at any depth, with a name twice, or with one that is no word."""
+    if not isinstance(node, yaml.MappingNode):
+        return
+    names = set()
+    for key, value in node.value:
+        where = f"{path}, line {key.start_mark.line + 1}"
+        if not isinstance(key, yaml.ScalarNode) or key.value == "<<":
+            raise RecipeError(f"{where}: a name is one word, as in 'kind: {{option: value}}'")
+        if key.value in names:
+            raise RecipeError(f"{where}: {key.value} is given twice")
+        names.add(key.value)
+        _check_keys(value, path)
 
 
 def _scalar(node):
@@ -236,7 +253,14 @@ def _checked(items):
     precision = steps[-1].options.get("precision", "int8")
     if "qat" in kinds and precision != "int8":
         raise RecipeError(f"{steps[-1].place}: after qat the precision is int8. Received: {precision}")
-    return steps
+    # What a step before it made stays, unless the recipe says otherwise; equal weights that stay equal keep zeros, too.
+    kept = "preserve_sharing" if "share" in kinds else "preserve_sparsity" if "sparsify" in kinds else None
+    if not kept:
+        return steps
+    return tuple(
+        dataclasses.replace(step, options={kept: True, **step.options}) if step.kind == "qat" else step
+        for step in steps
+    )
 
 
 def _step(item, place):

@@ -73,7 +73,7 @@ _SCHEMA = {
             "macs_after": "number?",
         }
     ],
-    "environment": {"python": "text", "keras": "text", "tensorflow": "text", "cpu": "text", "threads": "number"},
+    "environment": {"python": "text", "keras": "text", "tensorflow": "text??", "cpu": "text", "threads": "number"},
 }
 _TYPES = {"text": str, "number": (int, float), "boolean": bool, "object": dict}
 

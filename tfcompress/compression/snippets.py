@@ -173,7 +173,7 @@ def _argument(source):
     if source["scaling"] == "none":
         return "values", "as the network was trained on"
     order = ", row by row" if len(source["shape"]) > 1 else ""
-    return "pixels", f"0 to 255{order}" + (", channels last" if len(source["shape"]) == 3 else "")
+    return "pixels", f"0 to 255{order}" + (", channels last" if source["shape"][2:] in ([1], [3]) else "")
 
 
 def _outputs(target):

@@ -183,7 +183,12 @@ def _note_ignored(source, names):
 
 
 def _subfolders(folder):
-    return sorted(sub for sub in folder.iterdir() if sub.is_dir() and not sub.name.startswith((".", "__")))
+    folders = sorted(sub for sub in folder.iterdir() if sub.is_dir() and not sub.name.startswith((".", "__")))
+    for sub in folders:
+        # As old archives leave them: no file could hold the class's name.
+        if sub.name.encode("utf-8", "replace").decode() != sub.name:
+            raise DataError(f"{folder} has a folder whose name is not UTF-8, {sub.name!a}; rename it")
+    return folders
 
 
 def _read_images(folder, names, shape, on_bad_image):
@@ -314,10 +319,11 @@ def _scaled(where, x, scaling):
     if not np.isfinite([low, high]).all():
         raise DataError(f"{where}: images hold NaN or infinity; remove those")
     if not _lies_in(low, high, scaling):
-        fitting = next(name for name in SCALINGS if _lies_in(low, high, name))
+        fitting = next(name for name in SCALINGS if _lies_in(low, high, name) and _fills(low, high, name))
         raise DataError(
             f"{where}: float values from {low:.6g} to {high:.6g} are not in the range of scaling {scaling!r} "
-            f"({SCALINGS[scaling][2]}). scaling={fitting!r} fits them; if they are pixels, store them as uint8"
+            f"({SCALINGS[scaling][2]}). scaling={fitting!r} ({SCALINGS[fitting][2]}) fits them; if they are pixels, "
+            "store them as uint8, and give what the model does with pixels"
         )
     return x.astype(np.float32)
 
@@ -327,8 +333,19 @@ def _lies_in(low, high, scaling):
     return scaling == "none" or (low >= offset - 1e-6 and high <= 255 * scale + offset + 1e-6)
 
 
+def _fills(low, high, scaling):
+    """Whether values take nearly all of a range, as those of pixels do."""
+    return scaling == "none" or high - low >= 0.9 * 255 * SCALINGS[scaling][0]
+
+
 def _split(source, x, y, held_out, seed):
     count = max(1, round(len(x) * held_out))
     if count >= len(x):
         raise DataError(f"{source}: {len(x)} training images are too few to hold out {held_out:.0%} for validation")
-    return split_validation(x, y, count, seed)
+    train, validation = split_validation(x, y, count, seed)
+    if lost := sorted(set(y.tolist()) - set(train[1].tolist())):
+        raise DataError(
+            f"{source}: holding out {held_out:.0%} leaves no training image of class {listed([str(i) for i in lost])}; give "
+            "it more images, or a validation part of your own"
+        )
+    return train, validation

@@ -66,14 +66,18 @@ def export_tflite(model, path, precision="int8", calibration=None, *, softmax=Fa
         A `TFLiteFile`.
 
     Raises:
-        ValueError: a model that cannot be exported, a wrong precision, or a calibration set that is missing, empty, of
-            another shape or not finite; an int8 file whose input range is not the calibration's, or that XNNPACK,
-            which computes int8 on phones, would refuse.
+        ValueError: a model that cannot be exported, or that ends in a softmax already, a wrong precision, or a
+            calibration set that is missing, empty, of another shape or not finite; an int8 file whose input range is
+            not the calibration's, or that XNNPACK, which computes int8 on phones, would refuse.
         OSError: the file cannot be written. Found before the conversion.
     """
+    from tfcompress.outputs import check_logits
+
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}. Received: precision={precision!r}")
     _check_model(model)
+    if softmax:
+        check_logits(model)
     quantization_aware = is_quantization_aware(model)
     if quantization_aware and precision not in ("float32", "int8"):
         raise ValueError(f"A QAT model is exported as int8 (or float32, to debug). Received: precision={precision!r}")

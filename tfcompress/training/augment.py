@@ -16,7 +16,7 @@ def augment(images, config, rng):
     Returns:
         Array of the shape and dtype of `images`.
     """
-    if not (config.crop_padding or config.flip or config.rotation or config.scaling or config.cutout):
+    if not is_augmenting(config):
         return images
     out = np.empty_like(images)
     for start in range(0, len(images), _CHUNK):
@@ -32,6 +32,11 @@ def augment(images, config, rng):
             chunk = _cut_out(chunk, config.cutout, rng)
         out[start : start + _CHUNK] = chunk
     return out
+
+
+def is_augmenting(config):
+    """Whether a `TrainingConfig` changes images at all."""
+    return bool(config.crop_padding or config.flip or config.rotation or config.scaling or config.cutout)
 
 
 def _random_crop(images, padding, rng):

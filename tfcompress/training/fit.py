@@ -16,7 +16,7 @@ from tfcompress.errors import listed
 from tfcompress.files import replacing
 from tfcompress.graph import check_takes_floats, frozen_layers, network_of
 from tfcompress.outputs import check_logits
-from tfcompress.training.augment import augment
+from tfcompress.training.augment import augment, is_augmenting
 from tfcompress.training.checkpoint import CheckpointError, digest, load_checkpoint, save_checkpoint
 from tfcompress.training.config import TrainingConfig
 from tfcompress.training.fast import training_clone
@@ -70,7 +70,7 @@ def fit(
 
     Raises:
         ValueError: images, labels and model do not fit together, the model takes integers, model or teacher end in a
-            softmax, or a callback asks for the end of the training.
+            softmax, what is to be augmented is not (N, H, W, C), or a callback asks for the end of the training.
         FloatingPointError: the loss became infinite or NaN; that epoch leaves no checkpoint.
         CheckpointError: the directory holds a damaged checkpoint, or one of another training.
     """
@@ -85,6 +85,7 @@ def fit(
         check_logits(teacher.model if isinstance(teacher, CachedTeacher) else teacher, "the teacher")
     if validation:
         check_data(model, validation[0], as_classes(validation[1]))
+    _check_augmentation(model, images, config)
     _report_frozen(model)
     identity = {**_identity(model, images, labels, config, teacher), **(identity or {})}
     # As it will be read back; hyperparameters may be NumPy's numbers.
@@ -298,6 +299,20 @@ def check_data(model, images, labels):
     return classes
 
 
+def _check_augmentation(model, images, config):
+    """Refuses to augment what are no images (H, W, C): rows and columns would be taken for something else."""
+    first = [layer.name for layer in model._flatten_layers() if _is_channels_first(layer)]
+    if is_augmenting(config) and (images.ndim != 4 or first):
+        raise ValueError(
+            "crop_padding, flip, rotation, scaling and cutout take images (height, width, channels). Received: images "
+            f"{images.shape[1:]}" + (f" of a channels-first model ({listed(first)})" if first else "")
+        )
+
+
+def _is_channels_first(layer):
+    return getattr(layer, "data_format", None) == "channels_first"
+
+
 def _framework(model):
     import keras
 
@@ -323,6 +338,12 @@ def _write_history(path, history):
         writer = csv.DictWriter(file, ["epoch", "learning_rate", "loss", "accuracy", "val_accuracy", "seconds"])
         writer.writeheader()
         writer.writerows(history)
+
+
+def history_seconds(path):
+    """The seconds of all epochs in a `history.csv`."""
+    with open(path, newline="") as file:
+        return sum(float(row["seconds"]) for row in csv.DictReader(file))
 
 
 def _report_frozen(model):
