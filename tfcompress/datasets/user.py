@@ -343,9 +343,9 @@ def _split(source, x, y, held_out, seed):
     if count >= len(x):
         raise DataError(f"{source}: {len(x)} training images are too few to hold out {held_out:.0%} for validation")
     train, validation = split_validation(x, y, count, seed)
-    if lost := sorted(set(y.tolist()) - set(train[1].tolist())):
+    if lost := [str(label) for label in sorted(set(y.tolist()) - set(train[1].tolist()))]:
         raise DataError(
-            f"{source}: holding out {held_out:.0%} leaves no training image of class {listed([str(i) for i in lost])}; give "
-            "it more images, or a validation part of your own"
+            f"{source}: holding out {held_out:.0%} leaves no training image of class {listed(lost)}; give it more "
+            "images, or a validation part of your own"
         )
     return train, validation
