@@ -18,12 +18,14 @@ A variant is written criterion-point, with options behind it in this order:
     diversity-given                   at the thresholds of --thresholds
     redundancy-tau0.54                at one threshold for all layers (Ayinde & Zurada 2018)
     diversity-b-nodistill             fine-tuned on the labels alone, without the baseline as a teacher
+    diversity-b-cutout                fine-tuned on images with squares hidden, as those of --baseline_cutout
+    diversity-b-long                  fine-tuned three times as long
     diversity-b-iterative             in four steps, each with a quarter of the epochs
 
 Other criteria than diversity (l1-b, l2-given, ...) get the widths that diversity has at that point, and choose filters
-of their own. All variants have the same fine-tuning budget. With --variants only those are trained, and added to what
-the record of the same configuration holds. Without CIFAR the same steps run on scikit-learn's digits, as experiment
-"<model>-digits".
+of their own. All variants but -long have the same fine-tuning budget. With --variants only those are trained, and added
+to what the record of the same configuration holds. Without CIFAR the same steps run on scikit-learn's digits, as
+experiment "<model>-digits".
 """
 
 import csv
@@ -47,6 +49,7 @@ OUR_POINTS = {"a": (0.3, 0.3), "b": (0.5, 0.5)}
 COMPARED = ("l1-b", "redundancy-b", "redundancy-tau0.54", "geometric_median-b", "random-b")
 MODELS = r"vgg16|resnet\d+|densenet(-bc)?\d+"
 CUTS = r"params(\d+(?:\.\d+)?)-macs(\d+(?:\.\d+)?)"
+OPTIONS = "(-nodistill)?(-cutout)?(-long)?(-iterative)?"
 STEPS = 4  # of iterative pruning
 LARGEST_SHIPPED = 10_000_000  # bytes of a pruned network that goes into the results
 
@@ -81,14 +84,18 @@ class Pruning:
     Attributes:
         criterion: which filters go.
         cuts: (parameters, MACs) to remove, fractions; None for the given thresholds, or the criterion's own.
-        distill: whether the baseline teaches.
         steps: in how many steps the filters go.
+        distill: whether the baseline teaches.
+        cutout: whether squares of the images are hidden, as from the baseline.
+        long: whether the fine-tuning is longer.
     """
 
     criterion: object
     cuts: tuple | None
-    distill: bool
     steps: int
+    distill: bool
+    cutout: bool
+    long: bool
 
 
 def parse(name, config):
@@ -101,14 +108,15 @@ def parse(name, config):
     from tfcompress import criteria
 
     points = POINTS.get((config.model, config.dataset), OUR_POINTS)
-    match = re.fullmatch(rf"(\w+)-({'|'.join(points)}|given|tau(\d*\.?\d+)|{CUTS})(-nodistill)?(-iterative)?", name)
+    match = re.fullmatch(rf"(\w+)-({'|'.join(points)}|given|tau(\d*\.?\d+)|{CUTS}){OPTIONS}", name)
     if not match:
         raise ValueError(
             f"a variant of {config.model} on {config.dataset} is written criterion-point, with a point of "
-            f"{', '.join(points)}, given, params<percent>-macs<percent> or tau<cosine>, with -nodistill behind it if "
-            f"labels alone fine-tune it, and -iterative if it is pruned in steps (diversity-b). Received: {name!r}"
+            f"{', '.join(points)}, given, params<percent>-macs<percent> or tau<cosine>, with -nodistill, "
+            f"-cutout, -long and -iterative behind it, in this order, for another fine-tuning (diversity-b). "
+            f"Received: {name!r}"
         )
-    criterion, point, tau, params, macs, nodistill, iterative = match.groups()
+    criterion, point, tau, params, macs, nodistill, cutout, long, iterative = match.groups()
     criterion = criteria.get(criterion)
     if point == "given" and not config.thresholds:
         raise ValueError(f"{name} needs --thresholds: a cosine for each layer, front to back")
@@ -116,12 +124,15 @@ def parse(name, config):
         raise ValueError(f"{name}: only diversity and redundancy have a threshold")
     if tau and iterative:
         raise ValueError(f"{name}: only cuts are spread over steps, not a threshold for all layers")
+    if cutout and not config.baseline_cutout:
+        raise ValueError(f"{name} needs --baseline_cutout, which it is fine-tuned with")
+    options = {"distill": not nodistill, "cutout": bool(cutout), "long": bool(long)}
     if tau:
-        return Pruning(type(criterion)(float(tau)), None, not nodistill, 1)
+        return Pruning(type(criterion)(float(tau)), None, 1, **options)
     cuts = (float(params) / 100, float(macs) / 100) if params else points.get(point)
     if cuts and not all(0 < cut < 1 for cut in cuts):
         raise ValueError(f"{name}: percents must lie between 0 and 100")
-    return Pruning(criterion, cuts, not nodistill, STEPS if iterative else 1)
+    return Pruning(criterion, cuts, STEPS if iterative else 1, **options)
 
 
 def default_variants(config):
@@ -179,6 +190,7 @@ def run(task):
             pruning.criterion,
             pruning.distill,
             steps=pruning.steps,
+            training=filters.finetuning(task, pruning.long, pruning.cutout),
             skip=whole(unpruned),
             ratios=ratios,
         )

@@ -12,6 +12,7 @@ from tfcompress.files import replacing, save_model, write_text
 
 # In the names of variants: 01 to 99.
 PERCENT = r"(?!00)\d\d"
+LONG = 3  # times the epochs of any other fine-tuning
 PRECISIONS = ("float32", "mixed_bfloat16")
 
 
@@ -252,12 +253,19 @@ def cached(task, teacher):
     return CachedTeacher(teacher, task.workdir / "teacher")
 
 
-def finetuning(task):
-    """The hyperparameters of every fine-tuning."""
+def finetuning(task, long=False, cutout=False):
+    """The hyperparameters of a fine-tuning.
+
+    Args:
+        task: the `Run`.
+        long: whether it takes three times as long as the others.
+        cutout: whether squares of the images are hidden, as large as those in the baseline's.
+    """
     from tfcompress.training import TrainingConfig
 
     return TrainingConfig(
-        epochs=task.config.finetune_epochs,
+        epochs=task.config.finetune_epochs * (LONG if long else 1),
+        cutout=task.config.baseline_cutout if cutout else 0,
         learning_rate=0.05,
         warmup_epochs=min(1, task.config.finetune_epochs / 4),
         weight_decay=5e-3,

@@ -46,7 +46,6 @@ VARIANTS = (
 BEYOND = ("distribution_fit_a-macs70-every", "distribution_fit_a-macs75-every")
 # The published cuts in percent, of Zhang et al. and of FPGM.
 CUT = {"resnet110": 62, "resnet56": 53, "resnet20": 54}
-LONG = 3  # times the epochs of any other fine-tuning
 METHODS = {"a": "strata", "b": "wasserstein", "c": "normal"}
 
 
@@ -151,9 +150,6 @@ def run(task):
     for name in config.variants or default_variants(config.model):
         measure.record_so_far(task, dataset, split, variants, chosen)
         pruning = parse(name)
-        training = filters.finetuning(task)
-        if pruning.long:
-            training = dataclasses.replace(training, epochs=LONG * training.epochs)
         model, plan = filters.prune_and_finetune(
             task,
             name,
@@ -162,7 +158,7 @@ def run(task):
             pruning.criterion,
             pruning.distill,
             pruning.soft,
-            training=training,
+            training=filters.finetuning(task, pruning.long),
             macs_reduction=pruning.macs_reduction,
             skip=streams(unpruned) if pruning.first_only else (),
         )

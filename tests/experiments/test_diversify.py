@@ -30,6 +30,10 @@ def test_names_of_variants():
     assert not parse("random-a-nodistill", config).distill
     assert parse("diversity-b", config).steps == 1
     assert parse("l1-b-nodistill-iterative", config).steps == 4
+    plain = parse("diversity-b", config)
+    assert (plain.distill, plain.cutout, plain.long) == (True, False, False)
+    hidden = parse("diversity-b-cutout-long", Config(model="vgg16", baseline_cutout=8))
+    assert (hidden.distill, hidden.cutout, hidden.long, hidden.steps) == (True, True, True, 1)
     tau = parse("redundancy-tau0.54", config)
     assert (tau.criterion.name, tau.criterion.threshold, tau.cuts) == ("redundancy", 0.54, None)
     assert parse("geometric_median-given", config).cuts is None and config.thresholds == (0.5,)
@@ -145,6 +149,7 @@ def test_recorded_thresholds_given_again_make_the_same_network(smoke, run_experi
         ({"variants": ("l1-given",)}, "needs --thresholds"),
         ({"variants": ("l1-params150-macs50",)}, "between 0 and 100"),
         ({"variants": ("l1-tau0.5",)}, "only diversity and redundancy"),
+        ({"variants": ("diversity-b-cutout",)}, "needs --baseline_cutout"),
         ({"variants": ("diversity-tau0.5-iterative",)}, "only cuts are spread over steps"),
         ({"variants": ("diversity-b-iterative",), "finetune_epochs": 3}, "at least 4 finetune_epochs. Received: 3"),
         ({"quantized": ("l3-b",)}, "geometric_median"),
