@@ -258,7 +258,9 @@ def _checked(items):
     if not kept:
         return steps
     return tuple(
-        dataclasses.replace(step, options={kept: True, **step.options}) if step.kind == "qat" else step
+        dataclasses.replace(step, options={**step.options, kept: step.options.get(kept, True)})
+        if step.kind == "qat"
+        else step
         for step in steps
     )
 
