@@ -13,7 +13,7 @@ from tfcompress.files import replacing, save_model, write_text
 # In the names of variants: 01 to 99.
 PERCENT = r"(?!00)\d\d"
 LONG = 3  # times the epochs of any other fine-tuning
-PRECISIONS = ("float32", "mixed_bfloat16")
+PRECISIONS = ("float32", "mixed_bfloat16")  # those of TrainingConfig; to ask it would load Keras for --help
 
 
 @dataclasses.dataclass(frozen=True)

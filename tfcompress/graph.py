@@ -287,3 +287,8 @@ def _is_known(tensor):
 
 def _is_functional(model):
     return isinstance(model, keras.Model) and hasattr(model, "_nodes_by_depth")
+
+
+def is_channels_first(layer):
+    """Whether a layer, of Keras 2 or 3, takes (N, C, ...) instead of (N, ..., C)."""
+    return getattr(layer, "data_format", None) == "channels_first"

@@ -91,7 +91,8 @@ def upsampling():
     x = layers.ReLU(6.0)(layers.BatchNormalization()(x))
     y = layers.Conv2DTranspose(8, 3, padding="same", activation="silu")(x)
     z = layers.Conv2DTranspose(8, 3, padding="same")(x)
-    return head(inputs, layers.Concatenate()([y, z, layers.Activation("relu")(z)]), "upsampling")
+    readers = [layers.Activation("relu")(z), layers.Conv2D(4, 3, padding="same", activation="relu")(z)]
+    return head(inputs, layers.Concatenate()([y, z, *readers]), "upsampling")
 
 
 def option_a():

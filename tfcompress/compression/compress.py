@@ -13,7 +13,7 @@ import numpy as np
 
 from tfcompress.compression.recipe import load_recipe
 from tfcompress.files import save_model, write_text
-from tfcompress.graph import network_of
+from tfcompress.graph import is_channels_first, network_of
 
 VERSION = 1
 MEASURED_IMAGES = 5000
@@ -422,10 +422,10 @@ def _interface(path, scaling, softmax):
 def _layers(model, before, after):
     """One row per layer with weights of the original; the second of two thin layers has its name, too."""
 
-    formats = {layer.name: getattr(layer, "data_format", None) for layer in model._flatten_layers()}
+    first = {layer.name for layer in model._flatten_layers() if is_channels_first(layer)}
 
     def axis(name):
-        return 1 if formats.get(name) == "channels_first" else -1
+        return 1 if name in first else -1
 
     names = {layer.name for layer in before.layers}
     parts = {}

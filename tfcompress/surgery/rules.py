@@ -14,6 +14,7 @@ import numpy as np
 from keras import layers
 
 from tfcompress.errors import UnsupportedLayerError
+from tfcompress.graph import is_channels_first
 from tfcompress.surgery.tensor import Tensor
 
 _RULES = {}
@@ -555,7 +556,7 @@ def silenced_normalization(call, graph):
 
 def _channel_axis(layer, x):
     """The axis that a spatial layer takes for the channels."""
-    return 1 if getattr(layer, "data_format", None) == "channels_first" else len(x.shape) - 1
+    return 1 if is_channels_first(layer) else len(x.shape) - 1
 
 
 @functools.lru_cache(maxsize=256)

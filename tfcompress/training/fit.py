@@ -14,7 +14,7 @@ import numpy as np
 from tfcompress.datasets.arrays import as_classes, as_float
 from tfcompress.errors import listed
 from tfcompress.files import replacing
-from tfcompress.graph import check_takes_floats, frozen_layers, network_of
+from tfcompress.graph import check_takes_floats, frozen_layers, is_channels_first, network_of
 from tfcompress.outputs import check_logits
 from tfcompress.training.augment import augment, is_augmenting
 from tfcompress.training.checkpoint import CheckpointError, digest, load_checkpoint, save_checkpoint
@@ -301,16 +301,14 @@ def check_data(model, images, labels):
 
 def _check_augmentation(model, images, config):
     """Refuses to augment what are no images (H, W, C): rows and columns would be taken for something else."""
-    first = [layer.name for layer in model._flatten_layers() if _is_channels_first(layer)]
-    if is_augmenting(config) and (images.ndim != 4 or first):
+    if not is_augmenting(config):
+        return
+    first = [layer.name for layer in model._flatten_layers() if is_channels_first(layer)]
+    if images.ndim != 4 or first:
         raise ValueError(
             "crop_padding, flip, rotation, scaling and cutout take images (height, width, channels). Received: images "
             f"{images.shape[1:]}" + (f" of a channels-first model ({listed(first)})" if first else "")
         )
-
-
-def _is_channels_first(layer):
-    return getattr(layer, "data_format", None) == "channels_first"
 
 
 def _framework(model):
