@@ -205,11 +205,14 @@ def test_files_that_are_no_npz_are_refused(npz, tmp_path):
     assert "cut short" in refused(path)
 
 
-def test_folders_are_classes_in_alphabetic_order(tmp_path):
+def test_folders_are_classes_in_alphabetic_order(tmp_path, capsys):
     write_images(tmp_path, COLOURS)
     (tmp_path / ".cache").mkdir()
+    (tmp_path / "red" / ".hidden").touch()
     (tmp_path / "red" / "notes.txt").touch()
+    write_images(tmp_path / "blue", {"dark": (0, 0, 200)})
     data = load_user_data(tmp_path, input_shape=SHAPE, held_out=0.34)
+    assert capsys.readouterr().err == f"{tmp_path}: not used: blue/dark, red/notes.txt\n"
     assert data.class_names == ("blue", "green", "red") and data.train[0].shape == (6, *SHAPE)
     for x, y in (data.train, data.validation):
         assert x.dtype == np.uint8 and sorted(set(y)) == [0, 1, 2]

@@ -192,15 +192,18 @@ def _subfolders(folder):
 
 
 def _read_images(folder, names, shape, on_bad_image):
-    files, labels = [], []
+    files, labels, others = [], [], []
     for sub in _subfolders(folder):
         if sub.name not in names:
             raise DataError(f"{sub} is not the folder of a class. Expected: {listed(names)}")
-        images = sorted(file for file in sub.iterdir() if _is_image(file))
+        images = []
+        for file in sorted(file for file in sub.iterdir() if not file.name.startswith(".")):
+            (images if file.suffix.lower() in _SUFFIXES else others).append(file)
         if not images:
             raise DataError(f"{sub} has no images ({', '.join(_SUFFIXES)}); fill it or delete it")
         files += images
         labels += [names.index(sub.name)] * len(images)
+    _note_ignored(folder, [file.relative_to(folder) for file in others])
     x, kept, bad = np.empty((len(files), *shape), np.uint8), [], []
     for file, label in zip(files, labels):
         try:
@@ -213,10 +216,6 @@ def _read_images(folder, names, shape, on_bad_image):
     if bad:
         print(f"{folder}: {len(bad)} of {len(files)} images skipped, the first one: {bad[0]}", file=sys.stderr)
     return x[: len(kept)], np.array(kept, np.int64)
-
-
-def _is_image(file):
-    return file.suffix.lower() in _SUFFIXES and not file.name.startswith(".")
 
 
 def _decode(file, shape):
