@@ -12,7 +12,12 @@ from tfcompress.datasets.arrays import as_float
 
 
 def clone_uncompiled(model, **options):
-    """`keras.models.clone_model` without its attempt to compile the copy, which a loss of one's own would stop."""
+    """`keras.models.clone_model` without its attempt to compile the copy, which a loss of one's own would stop.
+
+    Raises:
+        ValueError: a model with a `call` of its own, which the copy would not have; with `recursive`, one inside, too.
+    """
+    _check_clonable(model, options.get("recursive", False))
     compiled, model.compiled = model.compiled, False
     try:
         return keras.models.clone_model(model, **options)
@@ -116,7 +121,7 @@ def model_inputs(model):
             f"The model must be a Sequential or functional Keras model; `tfcompress.models.load_model` reads "
             f"one from a file. Received: {type(model).__name__} {model!r:.80}"
         )
-    if not isinstance(model, keras.Sequential) and not _is_functional(model):
+    if not is_nested_model(model):
         raise ValueError(
             f"The model must be a Sequential or functional Keras model, whose layers are known. Received: "
             f"{type(model).__name__} {getattr(model, 'name', '')!r}, a subclassed model."
@@ -237,8 +242,11 @@ def input_structure(model):
 
 
 def is_nested_model(operation):
-    """Whether the walk goes into this operation instead of visiting it."""
-    return isinstance(operation, keras.Sequential) or _is_functional(operation)
+    """Whether the walk goes into this operation instead of visiting it.
+
+    A model with a `call` of its own may compute anything with its layers: it is a layer like any other.
+    """
+    return (isinstance(operation, keras.Sequential) or _is_functional(operation)) and not _has_own_call(operation)
 
 
 def _walk(model, tensors, values, visit, enter, prefix, names):
@@ -287,6 +295,21 @@ def _is_known(tensor):
 
 def _is_functional(model):
     return isinstance(model, keras.Model) and hasattr(model, "_nodes_by_depth")
+
+
+def _has_own_call(model):
+    defined_by = next(kind for kind in type(model).__mro__ if "call" in vars(kind))
+    return defined_by.__module__.split(".")[0] != "keras"
+
+
+def _check_clonable(model, recursive):
+    parts = model._flatten_layers() if recursive else [model]
+    for part in parts:
+        if isinstance(part, keras.Model) and _has_own_call(part):
+            raise ValueError(
+                f"{part.name!r} ({type(part).__name__}) is a model with a `call` of its own, which no copy of its "
+                "layers has. Expected a functional or Sequential model"
+            )
 
 
 def is_channels_first(layer):

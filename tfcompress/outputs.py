@@ -100,7 +100,7 @@ def check_classifier(model):
             f"A Keras 3 model is expected. Received: {type(model).__module__}.{type(model).__name__}; save one of "
             "Keras 2, and read its file with tfcompress.models.load_model"
         )
-    if not isinstance(model, keras.Sequential) and not any(b.__name__ == "Functional" for b in type(model).__mro__):
+    if not is_nested_model(model):
         raise ValueError(f"A functional or Sequential Keras model is expected. Received: {model!r}")
     if not model.built or not model.inputs:
         raise ValueError(f"Model {model.name!r} is not built: its input shape is unknown. Add a keras.Input first.")

@@ -101,6 +101,13 @@ def test_diversity_drops_dead_filters_first():
     np.testing.assert_array_equal(similarity[:2], 1)
 
 
+@pytest.mark.parametrize("criterion", [criteria.Diversity, criteria.Redundancy])
+def test_threshold_of_one_removes_copies(criterion):
+    w = filters(12, seed=3)
+    assert criterion(1.0).count(np.concatenate([w, 3 * w])) == 12
+    assert criterion(0.0).count(np.eye(4)) == 1
+
+
 def test_diversity_threshold_leaves_no_pair_above_it():
     w = filters()
     criterion = criteria.Diversity(threshold=0.2)
@@ -167,6 +174,17 @@ def test_redundancy_keeps_one_of_each_cluster():
     kept = criteria.Redundancy().keep(w, 4)
     np.testing.assert_array_equal(kept // 5, [0, 1, 2, 3])
     assert criteria.Redundancy(threshold=0.54).count(w) == 4
+
+
+def test_redundancy_drops_dead_filters_first():
+    for noise in (0, 1e-4):
+        w = filters(8)
+        w[:4] *= noise
+        np.testing.assert_array_equal(criteria.Redundancy().keep(w, 4), [4, 5, 6, 7])
+        assert len(criteria.Redundancy().keep(w, 6)) == 6
+        assert criteria.Redundancy(0.54).count(w) <= 4
+    assert criteria.Redundancy().keep(np.zeros((5, 3)), 2).tolist() == [0, 1]
+    assert criteria.Redundancy(0.54).count(np.zeros((5, 3))) == 1
 
 
 def test_taylor_squares_the_sum_of_each_batch():

@@ -130,6 +130,11 @@ def split_at(x):
     return head(layers.Concatenate()([conv(b), a, conv(c)]))
 
 
+def prelu_on_known_and_unknown_channels(x):
+    prelu = layers.PReLU(shared_axes=[1, 2])
+    return head(layers.Concatenate()([prelu(layers.LayerNormalization()(conv(x))), conv(prelu(conv(x)))]))
+
+
 def sliced_rows(x):
     return head(conv(conv(x)[:, ::2, 1:]))
 
@@ -247,6 +252,11 @@ NETWORKS = {
     "raw-hard-sigmoid": (raw_hard_sigmoid, IMAGE, True),
     "split": (split_and_rejoined, IMAGE, True),
     "split-at": (split_at, IMAGE, True),
+    "shared-prelu": (prelu_on_known_and_unknown_channels, IMAGE, False),
+    "maximum-over-rows": (lambda x: head(ops.max(conv(x), axis=(1, 2), initial=0.0)), IMAGE, True),
+    "maximum-from-one": (lambda x: head(ops.max(conv(x), axis=(1, 2), initial=1.0)), IMAGE, False),
+    "power": (lambda x: head(conv(conv(x) ** 2.0)), IMAGE, True),
+    "power-of-zero": (lambda x: head(conv(conv(x) ** 0.0)), IMAGE, False),
     "sliced-rows": (sliced_rows, IMAGE, True),
     "sliced-channels": (first_channels, IMAGE, False),
     "zero-padded-shortcut": (identity_padding, IMAGE, True),
@@ -273,6 +283,44 @@ def test_pruned_equals_silenced(name):
     _, plan = assert_law(model, [x], ratio=0.5)
     first = next(iter(plan.kept))
     assert (len(plan.kept[first]) < plan.widths[first]) == prunable
+
+
+@pytest.mark.parametrize("ratio", [0.5, 0.9])
+def test_no_piece_of_a_split_is_emptied(ratio):
+    """However small its filters are."""
+    inputs = keras.Input(IMAGE)
+    model = keras.Model(inputs, split_at(inputs))
+    producer = next(layer for layer in model.layers if isinstance(layer, layers.Conv2D))
+    producer.kernel.assign(np.array(producer.kernel) * np.r_[np.full(2, 0.01), np.ones(6)])
+    _, plan = assert_law(model, [examples(IMAGE)], ratio=ratio)
+    kept = plan.kept[producer.name]
+    assert all(len(piece) for piece in np.split(kept, np.searchsorted(kept, [2, 5])))
+    assert len(kept) == 3
+
+
+class Residual(keras.Model):
+    """A functional model with a `call` of its own."""
+
+    def __init__(self, **arguments):
+        inputs = keras.Input((8, 8, 8))
+        super().__init__(inputs, layers.Conv2D(8, 3, padding="same")(inputs), **arguments)
+
+    def call(self, x, training=None, mask=None):
+        return super().call(x) + x
+
+
+def test_model_with_a_call_of_its_own_is_a_layer_without_a_rule():
+    inputs = keras.Input(IMAGE)
+    model = keras.Model(inputs, head(layers.Flatten()(conv(Residual(name="block")(conv(inputs)), name="last"))))
+    with pytest.raises(UnsupportedLayerError, match=r"'block' \(Residual\): surgery does not know"):
+        prune_channels(model, ratio=0.5)
+    x = examples(IMAGE).astype("float32")
+    pruned, plan = prune_channels(model, ratio=0.01, skip=["block"])
+    np.testing.assert_allclose(pruned(x), model(x), atol=1e-5)
+    _, plan = prune_channels(model, ratio=0.5, skip=["block"])
+    assert [len(kept) for kept in plan.kept.values()] == [8, 4, 4]
+    with pytest.raises(ValueError, match="a subclassed model"):
+        prune_channels(model.get_layer("block"), ratio=0.5)
 
 
 def test_channels_first():

@@ -81,13 +81,14 @@ def test_taylor_spares_the_channels_that_matter(images):
 
 
 def test_taylor_reads_the_gradients_of_the_loss_in_inference():
-    """Frozen, noisy, augmented and regularized networks have those of the plain one; pixels are fractions."""
+    """Frozen, noisy, augmented, regularized, constrained networks have those of the plain one; pixels are fractions."""
     rng = np.random.default_rng(0)
     kernels = rng.normal(size=(3, 3, 3, 4)) / 5, rng.normal(size=(144, 4)) / 15
     x, y = rng.integers(0, 256, (32, 8, 8, 3), "uint8"), rng.integers(0, 4, 32)
 
-    def products(x, front=(), regularizer=None, trainable=True):
-        conv = layers.Conv2D(4, 3, activation="relu", use_bias=False, kernel_regularizer=regularizer, name="conv")
+    def products(x, front=(), regularizer=None, constraint=None, trainable=True):
+        options = {"kernel_regularizer": regularizer, "kernel_constraint": constraint}
+        conv = layers.Conv2D(4, 3, activation="relu", use_bias=False, name="conv", **options)
         norm, dense = layers.BatchNormalization(), layers.Dense(4, use_bias=False)
         model = keras.Sequential(
             [keras.Input((8, 8, 3)), *front, conv, norm, layers.Dropout(0.5), layers.Flatten(), dense]
@@ -111,6 +112,7 @@ def test_taylor_reads_the_gradients_of_the_loss_in_inference():
         products(x, [layers.RandomFlip(), layers.RandomContrast(0.9), layers.GaussianNoise(0.5)]),
         products(x, regularizer=keras.regularizers.L2(0.1)),
         products(x, trainable=False),
+        products(x, constraint=keras.constraints.NonNeg()),
     ):
         np.testing.assert_allclose(other, plain, rtol=1e-4, atol=1e-6)
 
@@ -335,6 +337,38 @@ def test_target_between_two_steps_names_both():
     assert plan_pruning(model, macs_reduction=0.5).macs_reduction == 0.5
 
 
+def test_ratios_may_remove_more_than_the_target():
+    stack = [layers.Conv2D(32, 3, padding="same", name=f"conv{i}") for i in range(3)]
+    model = keras.Sequential([keras.Input((8, 8, 3)), *stack, layers.GlobalAveragePooling2D(), layers.Dense(10)])
+    alone = plan_pruning(model, ratios={"conv0": 0.5})
+    plan = plan_pruning(model, macs_reduction=0.1, ratios={"conv0": 0.5})
+    assert plan.macs_reduction == alone.macs_reduction > 0.2
+    assert widths(plan) == widths(alone)
+
+
+def test_network_without_macs():
+    model = keras.Sequential([keras.Input((5,)), layers.Embedding(20, 8), layers.LSTM(4)])
+    assert plan_pruning(model, ratios={}).macs_reduction == 0
+    with pytest.raises(ValueError, match="no macs to remove"):
+        plan_pruning(model, macs_reduction=0.5)
+
+
+@pytest.mark.parametrize(
+    "criterion", ["l1", "geometric_median", "diversity", "redundancy", "distribution_fit", "random"]
+)
+def test_weights_that_are_not_finite_are_named(criterion):
+    model = keras.Sequential([keras.Input((8,)), layers.Dense(6, name="broken"), layers.Dense(2)])
+    model.get_layer("broken").kernel.assign(np.where(np.eye(8, 6), np.nan, 1))
+    with pytest.raises(ValueError, match="weights of layer 'broken' are not finite"):
+        plan_pruning(model, criterion, ratio=0.5)
+
+
+def test_examples_of_taylor_must_have_labels(images):
+    x, y = images
+    with pytest.raises(ValueError, match="Received: 32 and 16"):
+        plan_pruning(lenet5(input_shape=(32, 32, 3)), criteria.Taylor(x, y[:16]), ratio=0.5)
+
+
 def test_bn_gamma_without_batch_normalization_is_refused():
     with pytest.raises(ValueError, match="'bn_gamma' needs a BatchNormalization"):
         plan_pruning(lenet5(), "bn_gamma", ratio=0.5)
@@ -348,6 +382,40 @@ def test_plan_of_another_model_is_refused(net):
         apply_plan(resnet(14, shortcut="B"), plan)
     with pytest.raises(ValueError, match="second plan is for another network"):
         plan.then(plan)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda data: data["kept"].update(conv1=[0, 99]), r"damaged: of the 16 channels of layer 'conv1' it keeps"),
+        (lambda data: data["kept"].update(conv1=[0, 1.5]), "damaged: of the 16 channels of layer 'conv1'"),
+        (lambda data: data["kept"].update(conv1=[1, 0]), "damaged: of the 16 channels of layer 'conv1'"),
+        (lambda data: data["kept"].update(nope=[0]), "damaged: of the None channels of layer 'nope'"),
+        (lambda data: data["kept"].pop("conv1"), "it keeps None"),
+        (lambda data: data["kept"].update(logits=[]), "must be kept whole|empties a layer"),
+        (lambda data: data["after"].update(params=1), "damaged: what it keeps has .* parameters, it says 1"),
+        (lambda data: data.pop("before"), "no pruning plan as `to_json` writes it: KeyError"),
+        (lambda data: data["before"].pop("macs"), "no pruning plan"),
+    ],
+)
+def test_damaged_plan_is_refused(net, damage, message):
+    data = json.loads(plan_pruning(net, ratio=0.5).to_json())
+    damage(data)
+    with pytest.raises(ValueError, match=message):
+        apply_plan(net, PruningPlan.from_json(json.dumps(data)))
+    with pytest.raises(ValueError, match="no pruning plan"):
+        PruningPlan.from_json("{")
+
+
+def test_plan_that_leaves_nothing_to_read_is_refused():
+    inputs = keras.Input((8, 8, 3))
+    a, b = keras.ops.split(layers.Conv2D(6, 3, name="first")(inputs), [2], axis=-1)
+    x = layers.Concatenate()([layers.Conv2D(4, 3, name="reader")(a), layers.Conv2D(4, 3)(b)])
+    model = keras.Model(inputs, layers.Dense(2)(layers.GlobalAveragePooling2D()(x)))
+    data = json.loads(plan_pruning(model, ratios={}).to_json())
+    data["kept"]["first"] = [2, 3, 4, 5]
+    with pytest.raises(ValueError, match="leaves layer 'reader' no channel to read"):
+        apply_plan(model, PruningPlan.from_json(json.dumps(data)))
 
 
 def test_plan_that_parts_coupled_channels_is_refused(net):

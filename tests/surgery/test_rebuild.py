@@ -151,6 +151,21 @@ def test_trainable_flags_stay():
     assert len(pruned.trainable_weights) == len(model.trainable_weights)
 
 
+def test_weight_that_is_frozen_by_itself_stays_so():
+    model = keras.Sequential([keras.Input((6,)), layers.Dense(8), layers.Dense(2)])
+    model.layers[0].kernel.trainable = False
+    pruned, _ = prune_channels(model, ratio=0.5)
+    assert [weight.trainable for weight in pruned.weights] == [False, True, True, True]
+
+
+def test_initializers_that_hold_the_weights():
+    matrix = np.random.default_rng(0).normal(size=(20, 10)).astype("float32")
+    embedding = layers.Embedding(20, 10, embeddings_initializer=keras.initializers.Constant(matrix), name="embedding")
+    model = keras.Sequential([keras.Input((5,)), embedding, layers.Flatten(), layers.Dense(3)])
+    pruned, plan = prune_channels(model, ratio=0.5)
+    np.testing.assert_array_equal(pruned.get_layer("embedding").embeddings, matrix[:, plan.kept["embedding"]])
+
+
 def test_subclassed_models_are_refused():
     class Subclassed(keras.Model):
         def call(self, x):
@@ -192,6 +207,21 @@ def test_recalibrate_measures_the_statistics():
     pixels = np.random.default_rng(0).integers(0, 256, (96, 5), "uint8")
     recalibrate(model, pixels, batch_size=96)
     np.testing.assert_allclose(first.moving_mean, pixels.mean(axis=0) / 255, rtol=1e-4)
+
+
+@pytest.mark.parametrize("batch_size", [256, 32])
+def test_recalibrate_averages_all_calls_of_a_shared_layer(batch_size):
+    inner = keras.Input((4,))
+    shared = keras.Model(inner, layers.BatchNormalization(name="norm")(inner))
+    a, b = keras.Input((4,)), keras.Input((4,))
+    model = keras.Model([a, b], [shared(a), shared(b)])
+    rng = np.random.default_rng(0)
+    x = [rng.normal(0, 1, (256, 4)), rng.normal(10, 2, (256, 4))]
+    recalibrate(model, x, batch_size=batch_size)
+    norm = shared.get_layer("norm")
+    np.testing.assert_allclose(norm.moving_mean, np.mean(x, axis=(0, 1)), rtol=1e-4)
+    batches = np.reshape(x, (2, -1, batch_size, 4))
+    np.testing.assert_allclose(norm.moving_variance, batches.var(axis=2).mean(axis=(0, 1)), rtol=1e-4)
 
 
 def test_recalibrate_does_not_augment():

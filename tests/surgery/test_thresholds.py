@@ -90,6 +90,27 @@ def test_some_filters_stay_whatever_the_threshold(vgg):
     assert len(plan.kept["conv4"]) == 8 and len(plan.kept["conv5"]) == 64
 
 
+@pytest.mark.parametrize(("min_kept", "kept"), [(0.9, 9), (0.8, 8), (0.85, 9), (1.0, 10)])
+def test_exactly_so_many_filters_stay(min_kept, kept):
+    model = keras.Sequential([keras.Input((8,)), layers.Dense(10, name="dense"), layers.Dense(2)])
+    assert len(plan_by_thresholds(model, {"dense": -1.0}, min_kept=min_kept).kept["dense"]) == kept
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_thresholds_of_parallel_filters_are_cosines(seed):
+    stack = [layers.Conv2D(16, 3, name=f"conv{i}") for i in range(3)]
+    model = keras.Sequential([keras.Input((16, 16, 3)), *stack, layers.GlobalAveragePooling2D(), layers.Dense(4)])
+    rng = np.random.default_rng(seed)
+    for layer in stack:
+        kernel = rng.normal(size=layer.kernel.shape)
+        kernel[..., 8:] = 2 * kernel[..., :8]
+        layer.kernel.assign(kernel)
+    thresholds = solve_thresholds(model, params_reduction=0.2, macs_reduction=0.2)
+    assert max(thresholds.values()) <= 1
+    plan = plan_by_thresholds(model, thresholds)
+    assert plan.params_reduction >= 0.2 and plan.macs_reduction >= 0.2
+
+
 def test_thresholds_of_a_layer_with_several_groups():
     inputs = keras.Input((8, 8, 3))
     a, b = keras.ops.split(layers.Conv2D(64, 3, name="a")(inputs), [32], axis=-1)

@@ -49,10 +49,16 @@ class Diversity(Criterion):
 
 
 def cosine_similarities(filters):
-    """Cosines between filters: (N, d) to (N, N)."""
+    """Cosines between filters: (N, d) to (N, N). Those of parallel filters are exactly 1."""
     filters = np.asarray(filters, "float64")
     unit = filters / np.maximum(np.linalg.norm(filters, axis=1, keepdims=True), 1e-12)
-    return unit @ unit.T
+    return np.clip(np.round(unit @ unit.T, 12), -1, 1)
+
+
+def is_dead(filters):
+    """Which filters are next to nothing: (N, d) to (N,) bool."""
+    norm = np.linalg.norm(np.asarray(filters, "float64"), axis=1)
+    return norm <= DEAD * norm.mean()
 
 
 def eliminate(filters, cosine=None):
@@ -67,8 +73,7 @@ def eliminate(filters, cosine=None):
     """
     filters = np.asarray(filters, "float64")
     cosine = cosine_similarities(filters) if cosine is None else cosine.copy()
-    magnitude, norm = np.abs(filters).sum(axis=1), np.linalg.norm(filters, axis=1)
-    dead = norm <= DEAD * norm.mean()
+    magnitude, dead = np.abs(filters).sum(axis=1), is_dead(filters)
     cosine[dead] = cosine[:, dead] = 1
     np.fill_diagonal(cosine, 0)
     edge_sum = cosine.sum(axis=1)

@@ -3,13 +3,14 @@
 import numpy as np
 
 from tfcompress.criteria.base import Criterion
-from tfcompress.criteria.diversity import cosine_similarities
+from tfcompress.criteria.diversity import cosine_similarities, is_dead
 
 
 class Redundancy(Criterion):
     """Agglomerative clustering of the filters by cosine distance, average linkage; each cluster keeps its medoid.
 
     The paper keeps a random filter of each cluster; the one most similar to the others is no worse, and repeatable.
+    Dead filters, whose direction says nothing, join no cluster and go first.
 
     Args:
         threshold: if given, clusters are merged while their similarity is at least this (the paper's tau, in
@@ -22,13 +23,21 @@ class Redundancy(Criterion):
         self.threshold = threshold
 
     def keep(self, filters, count):
+        dead = is_dead(filters)
+        live = np.flatnonzero(~dead)
+        if count >= len(live):
+            return np.sort([*live, *np.flatnonzero(dead)[: count - len(live)]])
         similarity = cosine_similarities(filters)
-        labels = _cluster(similarity, n_clusters=count)
-        clusters = [np.flatnonzero(labels == label) for label in range(count)]
+        labels = _cluster(similarity[np.ix_(live, live)], n_clusters=count)
+        clusters = [live[labels == label] for label in range(count)]
         return np.sort([c[np.argmax(similarity[np.ix_(c, c)].sum(axis=1))] for c in clusters])
 
     def count(self, filters):
-        labels = _cluster(cosine_similarities(filters), n_clusters=None, distance_threshold=1 - self.threshold)
+        live = np.asarray(filters)[~is_dead(filters)]
+        if not len(live):
+            return 1
+        # Clusters are merged strictly below the distance.
+        labels = _cluster(cosine_similarities(live), n_clusters=None, distance_threshold=1 - self.threshold + 1e-9)
         return int(labels.max()) + 1
 
 

@@ -88,7 +88,7 @@ def solve(counts, steps, reduction, target, exact=True):
         steps: list of `Step`, in the order in which they are taken.
         reduction: function of counts, the fraction of MACs or parameters removed.
         target: the fraction to remove.
-        exact: whether the result must be at most `TOLERANCE` above the target.
+        exact: whether the result must be at most `TOLERANCE` above the target, unless no step is needed.
 
     Returns:
         The counts.
@@ -101,7 +101,7 @@ def solve(counts, steps, reduction, target, exact=True):
         most = reduction(_after(counts, steps))
         raise ValueError(f"A reduction of {target:.1%} cannot be reached: the most is {most:.1%}.")
     result = _after(counts, steps[:taken])
-    if not exact or reduction(result) <= target + TOLERANCE:
+    if not exact or not taken or reduction(result) <= target + TOLERANCE:
         return result
     return _fill(_after(counts, steps[: taken - 1]), steps[taken - 1 :], reduction, target)
 

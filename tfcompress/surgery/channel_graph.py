@@ -109,6 +109,7 @@ class ChannelGraph:
         self.uses = {}
         self._count = 1
         self._edges = []
+        self._parts = []
         self._frozen = [(np.array([FROZEN]), "it is no channel of a layer")]
         inputs = [Tensor(tuple(x.shape)) for x in model_inputs(model)]
         for tensor in walk(model, inputs, self._visit, self._enter):
@@ -181,6 +182,10 @@ class ChannelGraph:
         if a is not b:
             self._edges.append((a, b))
 
+    def part(self, ids):
+        """Says that a layer takes these channels alone: they are a group of their own, which keeps at least one."""
+        self._parts.append(ids)
+
     def freeze(self, tensor, reason):
         """Keeps all channels of a tensor, and says why."""
         if tensor.ids is not None:
@@ -235,11 +240,18 @@ class ChannelGraph:
         Args:
             group: a `Group`.
             alive: if given, the weights that read removed channels are left out.
+
+        Raises:
+            ValueError: weights that are NaN or infinite.
         """
         blocks = []
         for name, where in group.positions.items():
             producer = self.producers[name]
             kernel = _value(producer.variable)
+            if kernel.dtype.itemsize < 4:
+                kernel = kernel.astype("float32")
+            if not np.isfinite(kernel).all():
+                raise ValueError(f"The weights of layer {name!r} are not finite: nothing can be said of its filters.")
             for axis, indices in ({} if alive is None else self.indices(producer.variable, alive)).items():
                 if axis != producer.axis:
                     kernel = kernel.take(indices, axis)
@@ -277,11 +289,12 @@ class ChannelGraph:
         return names, group_of
 
     def _signatures(self):
-        """A number per class that is the same for classes with the same producers (each equally often)."""
-        weights = np.random.default_rng(0).integers(1, 2**62, len(self.producers), dtype=np.uint64)
+        """A number per class that is the same for classes with the same producers and parts (each equally often)."""
+        sets = [*(producer.ids for producer in self.producers.values()), *self._parts]
+        weights = np.random.default_rng(0).integers(1, 2**62, len(sets), dtype=np.uint64)
         signature = np.zeros(len(self.frozen), np.uint64)
-        for weight, producer in zip(weights, self.producers.values()):
-            np.add.at(signature, self.class_of[producer.ids], weight)
+        for weight, ids in zip(weights, sets):
+            np.add.at(signature, self.class_of[ids], weight)
         return signature
 
     def __str__(self):
@@ -326,7 +339,8 @@ class ChannelGraph:
     def _enter(self, model, values):
         """A nested model has one width, however often it is called."""
         for known, tensor in zip(self.nested_inputs.setdefault(id(model), values), values):
-            if known.axis == tensor.axis and known.ids is not None:
+            tracked = known.ids is not None and tensor.ids is not None
+            if tracked and known.axis == tensor.axis and len(known.ids) == len(tensor.ids):
                 self.unite(known.ids, tensor.ids)
             else:
                 self.freeze(known, "a shared nested model is called on something else, too")

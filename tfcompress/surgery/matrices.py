@@ -64,8 +64,11 @@ def weight_gradient_products(graph, x, y, loss=None, batch_size=32):
         layer.activity_regularizer = None
     for variable in model.weights:
         variable.regularizer = None
+        variable.constraint = None
     x = as_inputs(graph.model, x)
     y = as_classes(y) if loss is None else y
+    if len(x[0]) != len(y):
+        raise ValueError(f"x and y must be equally many examples. Received: {len(x[0])} and {len(y)}")
     loss = loss or keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     inference = _Inference(model)
     inference.compile(GradientsAsWeights(), loss, jit_compile=False)

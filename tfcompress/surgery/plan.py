@@ -1,15 +1,15 @@
 """What a pruning keeps, as data: before, after or without building the smaller network."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
-from tfcompress.profiling import cost_table, table
+from tfcompress.profiling import cost_table, removed, table
 from tfcompress.surgery.channel_graph import Cost
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PruningPlan:
     """Which output channels of every producer are kept, and what that costs.
 
@@ -21,8 +21,8 @@ class PruningPlan:
         criterion: name of the criterion, or "" if the channels were chosen otherwise.
     """
 
-    kept: dict = field(hash=False)
-    widths: dict = field(hash=False)
+    kept: dict
+    widths: dict
     before: Cost
     after: Cost
     skip: tuple = ()
@@ -38,12 +38,12 @@ class PruningPlan:
     @property
     def params_reduction(self):
         """Fraction of the parameters removed."""
-        return 1 - self.after.params / self.before.params
+        return removed(self.before.params, self.after.params)
 
     @property
     def macs_reduction(self):
         """Fraction of the MACs removed, or None if the spatial size is open."""
-        return None if self.before.macs is None else 1 - self.after.macs / self.before.macs
+        return None if self.before.macs is None else removed(self.before.macs, self.after.macs)
 
     def then(self, other):
         """The plan that does this plan and then another one, made for the network that this plan results in.
@@ -72,11 +72,20 @@ class PruningPlan:
 
     @classmethod
     def from_json(cls, text):
-        """The plan from `to_json`'s string."""
-        data = json.loads(text)
-        kept = {name: np.array(indices, int) for name, indices in data["kept"].items()}
-        before, after = Cost(**data["before"]), Cost(**data["after"])
-        return cls(kept, data["widths"], before, after, tuple(data["skip"]), data["criterion"])
+        """The plan from `to_json`'s string.
+
+        Raises:
+            ValueError: it is no plan, or a damaged one.
+        """
+        try:
+            data = json.loads(text)
+            kept = {name: np.array(indices, None if indices else int) for name, indices in data["kept"].items()}
+            before, after = Cost(**data["before"]), Cost(**data["after"])
+            plan = cls(kept, data["widths"], before, after, tuple(data["skip"]), data["criterion"])
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"This is no pruning plan as `to_json` writes it: {error!r}") from error
+        _check_kept(plan)
+        return plan
 
     def __str__(self):
         rows = []
@@ -102,6 +111,7 @@ def classes_kept(graph, plan):
     Raises:
         ValueError: if the plan is for another network, or parts coupled channels.
     """
+    _check_kept(plan)
     widths = {name: len(producer.ids) for name, producer in graph.producers.items()}
     _check_widths(plan.widths, widths, f"The plan is for another network than {graph.model.name!r}")
     params = graph.cost(np.ones(len(graph.frozen), bool)).params
@@ -115,9 +125,29 @@ def classes_kept(graph, plan):
         producer = graph.producers[name]
         if not np.array_equal(indices, plan.kept[name]) or not alive[graph.class_of[producer.ids]].any():
             raise ValueError(f"The plan parts channels that are coupled, or empties a layer: see layer {name!r}.")
+    for label in graph.labels.values():
+        if any(len(ids) and not alive[graph.class_of[ids]].any() for ids in label.ids.values()):
+            raise ValueError(f"The plan leaves layer {label.layer!r} no channel to read.")
     if (graph.frozen & ~alive).any():
         raise ValueError("The plan removes channels that must be kept whole, such as outputs of the model.")
+    params = graph.cost(alive).params
+    if plan.after.params != params:
+        raise ValueError(
+            f"The plan is damaged: what it keeps has {params:,} parameters, it says {plan.after.params:,}."
+        )
     return alive
+
+
+def _check_kept(plan):
+    """Refuses a plan whose kept channels are no channels of its layers."""
+    for name in {**plan.widths, **plan.kept}:
+        width, kept = plan.widths.get(name), plan.kept.get(name)
+        known = width is not None and kept is not None and np.issubdtype(kept.dtype, np.integer)
+        if not known or not np.isin(kept, np.arange(width)).all() or not np.all(np.diff(kept) > 0):
+            raise ValueError(
+                f"The plan is damaged: of the {width} channels of layer {name!r} it keeps "
+                f"{None if kept is None else kept.tolist()}."
+            )
 
 
 def _check_widths(planned, found, message):

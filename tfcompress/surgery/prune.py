@@ -49,8 +49,9 @@ def prune_channels(
             the target, which in a narrow network can be several points above. With both targets the ratio runs
             linearly from the first group to the last, no steeper than it must for both to be reached: a file as small
             and as fast as wanted. What one target takes along of the other, beyond what a line can spare, is lost, too.
+            Where `ratios` alone remove more, nothing else goes.
         scope: "layer" (the same ratio everywhere) or "global" (scores of all layers compete; none is emptied).
-        round_to: the kept widths are multiples of this, where the layer is at least that wide.
+        round_to: a group that gets narrower keeps a multiple of this, where it is at least that wide.
         skip: names of layers whose output channels are all kept.
         ratios: {layer name: fraction to remove, in [0, 1)}, overrides for these layers and those coupled to them (of
             coupled layers, the first that is named decides). Alone, it prunes only these. `Sensitivity.ratios`
@@ -194,6 +195,10 @@ class _Chooser:
         everything = getattr(self.graph.cost(np.ones(len(self.graph.frozen), bool)), what)
         if everything is None:
             raise ValueError("macs_reduction needs a model with a fixed input size: its height or width is open.")
+        if not everything:
+            raise ValueError(
+                f"There are no {what} to remove: {self.graph.model.name!r} has neither convolutions nor dense layers."
+            )
 
         def reduction(counts, alive=self._first):
             return 1 - getattr(self.graph.cost(alive(counts)), what) / everything

@@ -43,6 +43,10 @@ def rebuild(graph, alive):
             _assign(graph, alive, old, new)
     take_statistics(model)
     copy_trainable(graph.model, model)
+    for old, new in clones.values():
+        for source, target in zip(getattr(old, "variables", ()), getattr(new, "variables", ())):
+            if target.trainable != source.trainable:  # a weight that is frozen by itself
+                target.trainable = source.trainable
     return model
 
 
@@ -53,6 +57,9 @@ def _clone(graph, operation, kept, clone):
     config = operation.get_config()
     if id(operation) in graph.resizes:
         config.update(graph.resizes[id(operation)][1](kept))
+    for name, value in vars(operation).items():
+        if name in config and isinstance(value, keras.initializers.Constant) and np.ndim(value.value):
+            config[name] = "zeros"  # an array of the old width; the weights are assigned anyway
     return type(operation).from_config(config)
 
 

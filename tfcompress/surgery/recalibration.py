@@ -1,5 +1,8 @@
 """BatchNorm statistics after surgery: no labels, no gradients, a large gain before fine-tuning."""
 
+import collections
+import functools
+
 import keras
 from keras import layers
 
@@ -9,8 +12,9 @@ from tfcompress.graph import as_inputs, walk
 def recalibrate(model, x, batch_size=32):
     """Measures the moving statistics of every BatchNormalization anew, in place.
 
-    Each BatchNorm sees the batches as in training, and its statistics become their average, weighted by
-    size; every other layer works as in inference. BatchNorms that are frozen (`trainable=False`) keep their statistics.
+    Each BatchNorm sees the batches as in training, and its statistics become their average over all its calls, weighted
+    by size; every other layer works as in inference. BatchNorms that are frozen (`trainable=False`) keep their
+    statistics.
 
     Args:
         model: a Sequential or functional Keras model.
@@ -27,23 +31,25 @@ def recalibrate(model, x, batch_size=32):
     inputs = as_inputs(model, x)
     if not len(inputs[0]):
         raise ValueError("recalibrate needs examples. Received: an empty x")
+    seen = collections.Counter()  # examples, by each BatchNorm
     for start in range(0, len(inputs[0]), batch_size):
         values = [
             keras.ops.convert_to_tensor(array[start : start + batch_size], spec.dtype)
             for array, spec in zip(inputs, model.inputs)
         ]
-        momentum = start / (start + len(values[0]))
-        walk(model, values, lambda call, momentum=momentum: _run(call, momentum))
+        walk(model, values, functools.partial(_run, seen=seen, count=len(values[0])))
     return model
 
 
-def _run(call, momentum):
+def _run(call, seen, count):
     layer = call.operation
     if not isinstance(layer, layers.BatchNormalization) or not layer.trainable:
         # The call has the layer's own default, which is to be in training for layers of augmentation.
         inference = {"training": False} if getattr(layer, "_call_has_training_arg", False) else {}
         return keras.tree.flatten(layer(*call.args, **{**call.kwargs, **inference}))
-    own, layer.momentum = layer.momentum, momentum
+    own = layer.momentum
+    layer.momentum = seen[id(layer)] / (seen[id(layer)] + count)
+    seen[id(layer)] += count
     try:
         return [layer(*call.args, **{**call.kwargs, "training": True})]
     finally:

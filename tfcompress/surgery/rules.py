@@ -192,8 +192,9 @@ def batch_normalization(call, graph):
 def parametrised_relu(call, graph):
     (x,) = tensors(call)
     alpha = call.operation.alpha
-    if x.ids is not None and alpha.shape[x.axis - 1] > 1:
-        graph.label(call.name, alpha, {x.axis - 1: x.ids})
+    axis = len(x.shape) - 1 if x.ids is None else x.axis
+    if alpha.shape[axis - 1] > 1:
+        graph.label(call.name, alpha, {axis - 1: graph.along(x, axis)})
     return [x]
 
 
@@ -333,7 +334,7 @@ def reduction(call, graph):
     if x.ids is None or x.axis in axes or 0 in axes:
         return mixing(call, graph)
     axis = x.axis if operation.keepdims else x.axis - sum(a < x.axis for a in axes)
-    return _result(x, axis, x.ids)
+    return _result(x, axis, x.ids, quiet=x.quiet and not getattr(operation, "initial", None))
 
 
 @register_rule(layers.Flatten, layers.Reshape)
@@ -413,7 +414,10 @@ def get_item(call, graph):
 
 @_keras_rule("Split")
 def split(call, graph):
-    """Pieces of a tensor. Equal sections of the channels stay equal: they are tied position by position."""
+    """Pieces of a tensor. Equal sections of the channels stay equal: they are tied position by position.
+
+    Pieces of other sizes are groups of their own, so that none is emptied.
+    """
     operation, (x,) = call.operation, tensors(call)
     sections = operation.indices_or_sections
     if x.ids is None or operation.axis % len(x.shape) != x.axis:
@@ -425,6 +429,8 @@ def split(call, graph):
     else:
         heads = [x.ids[:end] for end in sections]
         graph.resize(operation, x.ids, lambda kept: {"indices_or_sections": [kept(head) for head in heads]})
+        for piece in pieces:
+            graph.part(piece)
     return [replace(x, ids=piece) for piece in pieces]
 
 
@@ -479,7 +485,7 @@ def merge(call, graph):
         return mixing(call, graph)
     for x in wide[1:]:
         graph.unite(wide[0].ids, x.ids)
-    quiet = _merge_is_quiet(call.operation, xs, wide)
+    quiet = _merge_is_quiet(call, xs, wide)
     return [Tensor(tuple(shape), len(shape) + end, wide[0].ids, quiet)]
 
 
@@ -490,14 +496,17 @@ def _operand(x):
     return Tensor(tuple(np.shape(x)), quiet=not np.any(np.asarray(x)))
 
 
-def _merge_is_quiet(operation, xs, wide):
+def _merge_is_quiet(call, xs, wide):
     """Whether the result is zero where all wide operands are silenced."""
     silent = [any(x is w for w in wide) and x.quiet for x in xs]
-    kind = type(operation).__name__
+    kind = type(call.operation).__name__
     if kind == "Multiply":
         return any(silent)
-    if kind in ("Divide", "TrueDivide", "Power"):
+    if kind in ("Divide", "TrueDivide"):
         return silent[0] and not any(silent[1:])
+    if kind == "Power":
+        exponent = keras.tree.flatten((call.args, call.kwargs))[1]
+        return silent[0] and not isinstance(exponent, Tensor) and bool(np.all(np.asarray(exponent) > 0))
     return all(s or (not x.shape and x.quiet) for s, x in zip(silent, xs))
 
 

@@ -1,5 +1,6 @@
 """The diversifying algorithm (Chen 2018) with one threshold per layer: given, or solved for two targets at once."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -135,7 +136,8 @@ class _Layer(NamedTuple):
 
     def gone(self, threshold, min_kept):
         """The filters that go at a threshold, in order."""
-        most = int((len(self.order) + 1) * (1 - min_kept))
+        size = len(self.order) + 1
+        most = size - math.ceil(size * min_kept - 1e-9)
         return self.order[: min(np.count_nonzero(self.similarity >= threshold), most)]
 
     def threshold(self, count):
