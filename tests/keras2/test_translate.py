@@ -76,6 +76,23 @@ def test_layer_computes_the_same(kind):
     assert_same_function(single(*LAYERS[kind]()))
 
 
+def test_dropout_drops_in_training_only():
+    model = to_tf_keras(single(layers.Dropout(0.5), layers.BatchNormalization()))
+    ones = np.ones((4, *model.input_shape[1:]), "float32")
+    dropout = tf_keras.Model(model.input, model.layers[1].output)
+    np.testing.assert_array_equal(dropout(ones), ones)
+    assert 0.3 < (dropout(ones, training=True).numpy() == 0).mean() < 0.7
+
+
+def test_nested_model_called_in_inference_stays_so():
+    inputs = keras.Input((5,))
+    inner = keras.Model(inputs, layers.BatchNormalization(name="norm")(inputs))
+    outer = keras.Input((5,))
+    model = to_tf_keras(keras.Model(outer, layers.Dense(2)(inner(outer, training=False))))
+    model(np.full((4, 5), 7, "float32"), training=True)
+    assert not next(w for w in model.weights if "moving_mean" in w.name).numpy().any()
+
+
 @pytest.mark.parametrize("name", sorted(ACTIVATIONS))
 def test_activation_computes_the_same(name):
     inputs = keras.Input((6,))

@@ -174,6 +174,38 @@ def test_other_layers_that_are_called_twice_are_refused(build):
         quantize_wrap(build())
 
 
+@pytest.mark.parametrize("framework", [keras, tf_keras])
+def test_dropout_is_off(framework):
+    inputs = framework.Input((6, 6, 4))
+    x = framework.layers.Dropout(0.5)(framework.layers.Conv2D(4, 3)(inputs))
+    x = framework.layers.SpatialDropout2D(0.5)(x)
+    model = framework.Model(inputs, framework.layers.Dense(3)(framework.layers.Flatten()(x)))
+    wrapped = quantize_wrap(model)
+    images = np.random.default_rng(0).random((4, 6, 6, 4), dtype="float32")
+    calibrate(wrapped, images)
+    expected = wrapped(images, training=False).numpy()
+    for _ in range(2):
+        np.testing.assert_allclose(wrapped(images, training=True).numpy(), expected, atol=0.05)
+    dropped = model(images, training=True)
+    assert np.abs(np.array(dropped) - expected).max() > 0.2
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16", "float16", "float64"])
+def test_other_arithmetic_than_float32_is_refused_before_the_training(policy):
+    inputs = keras.Input((6, 6, 4))
+    x = layers.BatchNormalization(dtype=policy)(layers.Conv2D(4, 3, dtype=policy, name="odd")(inputs))
+    model = keras.Model(inputs, layers.Dense(3, dtype="float32")(layers.Flatten(dtype=policy)(x)))
+    with pytest.raises(UnsupportedLayerError, match=r"'odd'.*computes in .*float.*dtype policy float32"):
+        quantize_wrap(model)
+
+
+def test_batch_normalization_over_rows_behind_a_convolution_is_refused():
+    inputs = keras.Input((6, 6, 4))
+    x = layers.BatchNormalization(axis=1, name="odd")(layers.Conv2D(4, 3, padding="same")(inputs))
+    with pytest.raises(UnsupportedLayerError, match=r"'odd'.*only image channels can be scaled"):
+        quantize_wrap(keras.Model(inputs, layers.Dense(3)(layers.Flatten()(x))))
+
+
 class Subclassed(tf_keras.Model):
     def call(self, x):
         return x

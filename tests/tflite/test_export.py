@@ -215,6 +215,34 @@ def test_bad_models(tmp_path, case):
         tfc.export_tflite(build(), tmp_path / "m.tflite", "float32")
 
 
+def rows_summed(x):
+    return keras.ops.cumsum(x, axis=1)
+
+
+@pytest.mark.parametrize("layer", [rows_summed, layers.ELU(), layers.LayerNormalization()])
+def test_int8_file_with_a_float_operation_is_not_written(tmp_path, layer):
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Conv2D(4, 3)(layer(layers.Conv2D(4, 3)(inputs)))
+    model = keras.Model(inputs, layers.Dense(2)(layers.GlobalAveragePooling2D()(x)))
+    images = np.random.default_rng(0).random((8, 8, 8, 3), dtype="float32")
+    with pytest.raises(ValueError, match="stayed float, as LiteRT has no int8 kernel for it"):
+        tfc.export_tflite(model, tmp_path / "m.tflite", "int8", images)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("precision", ["int8", "int16x8"])
+def test_recurrent_layers_are_quantized_unrolled_only(tmp_path, precision):
+    def network(unroll):
+        inputs = keras.Input((12, 6))
+        return keras.Model(inputs, layers.Dense(5)(layers.Bidirectional(layers.LSTM(4, unroll=unroll))(inputs)))
+
+    x = np.random.default_rng(0).random((8, 12, 6), dtype="float32")
+    with pytest.raises(tfc.UnsupportedLayerError, match="quantized with unroll=True only"):
+        tfc.export_tflite(network(unroll=False), tmp_path / "m.tflite", precision, x)
+    if precision == "int8":
+        tfc.export_tflite(network(unroll=True), tmp_path / "m.tflite", precision, x)
+
+
 def test_unknown_precision(model, tmp_path):
     with pytest.raises(ValueError, match="precision='int4'"):
         tfc.export_tflite(model, tmp_path / "m.tflite", "int4")

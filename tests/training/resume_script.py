@@ -25,11 +25,7 @@ def network():
 def quantized_network():
     from tfcompress.quantization.aware_training import quantize_wrap
 
-    return quantize_wrap(keras.models.clone_model(network(), clone_function=without_dropout))
-
-
-def without_dropout(layer):
-    return layers.Dropout(0.0) if isinstance(layer, layers.Dropout) else type(layer).from_config(layer.get_config())
+    return quantize_wrap(network())
 
 
 def main(kind, directory):

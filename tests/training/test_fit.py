@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from keras import layers
 
+import tfcompress as tfc
 from tfcompress.outputs import with_softmax
 from tfcompress.training import CachedTeacher, CheckpointError, TrainingConfig, accuracy, fit, predict
 from tfcompress.training.checkpoint import load_checkpoint, save_checkpoint
@@ -43,8 +44,11 @@ def test_finished_training_is_loaded_not_repeated(digits, tmp_path, capsys):
     first, second = network(), network()
     fit(first, digits.x_train, digits.y_train, CONFIG, directory=tmp_path)
     capsys.readouterr()
+    history = (tmp_path / "history.csv").read_text()
+    (tmp_path / "history.csv").unlink()  # as by a kill between the two files
     fit(second, digits.x_train, digits.y_train, CONFIG, directory=tmp_path)
     assert "epoch" not in capsys.readouterr().out
+    assert (tmp_path / "history.csv").read_text() == history
     for a, b in zip(first.get_weights(), second.get_weights()):
         np.testing.assert_array_equal(a, b)
 
@@ -73,6 +77,37 @@ def test_model_that_keras_cannot_clone_is_trained_itself(digits, normalized):
     assert accuracy(model, digits.x_test, digits.y_test) > 0.8
     with pytest.raises((TypeError, ValueError)):
         fit(model, digits.x_train, digits.y_train, dataclasses.replace(CONFIG, precision="mixed_bfloat16"))
+
+
+class Doubled(keras.Model):
+    """A functional model with a `call` of its own."""
+
+    def __init__(self, **arguments):
+        inputs = keras.Input((28, 28, 1))
+        super().__init__(inputs, layers.Dense(10)(layers.Flatten()(inputs)), **arguments)
+
+    def call(self, x, training=None, mask=None):
+        return 2 * super().call(x)
+
+
+def test_model_with_a_call_of_its_own_is_trained_itself(digits):
+    for model in (Doubled(), keras.Sequential([keras.Input((28, 28, 1)), Doubled()])):
+        with training_clone(model) as trained:
+            assert trained is model
+        fit(model, digits.x_train, digits.y_train, CONFIG)
+        assert accuracy(model, digits.x_train, digits.y_train) > 0.8
+        with pytest.raises(ValueError, match="a model with a `call` of its own"):
+            fit(model, digits.x_train, digits.y_train, dataclasses.replace(CONFIG, precision="mixed_bfloat16"))
+
+
+@pytest.mark.parametrize("policy", ["float64", "float16"])
+def test_other_arithmetic_than_float32(digits, policy):
+    inputs = keras.Input((28, 28, 1))
+    x = layers.Conv2D(4, 5, strides=4, dtype=policy)(inputs)
+    x = layers.Flatten(dtype=policy)(layers.BatchNormalization(dtype=policy)(x))
+    model = keras.Model(inputs, layers.Dense(10)(x))
+    fit(model, digits.x_train, digits.y_train, CONFIG)
+    assert accuracy(model, digits.x_test, digits.y_test) > 0.8
 
 
 @pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
@@ -127,6 +162,19 @@ def test_checkpoint_from_before_a_hyperparameter_is_one_of_its_default(digits, t
 def test_bad_data_is_named(images, labels, message):
     with pytest.raises(ValueError, match=message):
         fit(network(), images, labels, CONFIG)
+
+
+def test_models_that_are_no_classifiers_are_named(digits):
+    a, b = keras.Input((28, 28, 1)), keras.Input((28, 28, 1))
+    dense = [layers.Dense(10)(layers.Flatten()(x)) for x in (a, b)]
+    for model, message in (
+        (keras.Model(a, [dense[0], layers.Dense(10)(layers.Flatten()(a))]), r"\(None, 10\), \(None, 10\)"),
+        (keras.Model(a, layers.Dense(10)(a)), r"one output, \(batch, classes\).* Received: .*\(None, 28, 28, 10\)"),
+        (keras.Model([a, b], layers.Add()(dense)), "one input is expected. Received: 2 inputs"),
+    ):
+        for train in (fit, tfc.quantization_aware_training):
+            with pytest.raises(ValueError, match=message):
+                train(model, digits.x_train, digits.y_train, CONFIG)
 
 
 @pytest.mark.parametrize(

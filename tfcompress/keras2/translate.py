@@ -1,5 +1,6 @@
 """Translates Keras 3 models to tf_keras (Keras 2), layer by layer, weights included."""
 
+import inspect
 import itertools
 import re
 
@@ -53,7 +54,7 @@ def to_tf_keras(model):
         return copy
 
     # The one private call: it walks the graph in order with any callable in the place of each operation.
-    outputs = function._run_through_graph(inputs, lambda operation: _without_none(counterpart(operation)))
+    outputs = function._run_through_graph(inputs, lambda operation: _as_given(operation, counterpart(operation)))
     for operation in function.operations:
         if getattr(operation, "weights", None) and not isinstance(operation, keras.Model) and not _special(operation):
             _copy_weights(operation, counterpart(operation))
@@ -62,9 +63,18 @@ def to_tf_keras(model):
     )
 
 
-def _without_none(call):
-    # Keras 3 records arguments that nobody gave (mask=None); they would stay in the tf_keras model's config.
-    return lambda *args, **kwargs: call(*args, **{key: value for key, value in kwargs.items() if value is not None})
+def _as_given(operation, call):
+    """`call` without the arguments that nobody gave, which Keras 3 records, too: they would stay in the tf_keras model.
+
+    Those are mask=None, and the default of `training`, which would keep dropout off for ever.
+    """
+    parameters = inspect.signature(operation.call).parameters
+    default = {"training": parameters["training"].default} if "training" in parameters else {}
+
+    def given(key, value):
+        return value is not None and (key not in default or value is not default[key])
+
+    return lambda *args, **kwargs: call(*args, **{key: value for key, value in kwargs.items() if given(key, value)})
 
 
 def _as_function(model):

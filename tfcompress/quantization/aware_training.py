@@ -5,12 +5,13 @@ import contextlib
 import numpy as np
 import tensorflow as tf
 
-from tfcompress.datasets.arrays import sample
+from tfcompress.datasets.arrays import as_classes, sample
 from tfcompress.keras2 import tfmot, to_tf_keras
 from tfcompress.outputs import check_logits
 from tfcompress.quantization.equalize import equalize_depthwise
 from tfcompress.quantization.scheme import CUSTOM_OBJECTS, Scheme, check_supported
 from tfcompress.quantization.weight_sharing import weight_tying
+from tfcompress.training.fit import check_data, fit
 
 _CALIBRATION_IMAGES = 1024
 
@@ -32,6 +33,7 @@ def quantization_aware_training(
 
     Weights become int8 (symmetric, one scale per filter of a convolution; of depthwise ones see `equalize_depthwise`),
     activations int8 with ranges that start from up to 1,024 of the training images and follow a moving average.
+    Dropout is off.
 
     Args:
         model: a Keras 3 or tf_keras model, trained. It is not changed.
@@ -50,11 +52,11 @@ def quantization_aware_training(
         A `tf_keras.Model` that computes, in floats, what its int8 file will.
 
     Raises:
-        ValueError: a model that is subclassed, not built, or ends in a softmax; images outside `input_range`.
+        ValueError: a model that is subclassed, not built, no classifier with one input, or ends in a softmax; images
+            outside `input_range`, or not the model's.
         UnsupportedLayerError: a layer that tf_keras does not have or that cannot be quantized.
     """
-    from tfcompress.training import fit
-
+    check_data(model, x, as_classes(y))
     check_logits(model)
     _check_range(x, input_range)
     wrapped = quantize_wrap(model, preserve_sparsity=preserve_sparsity, input_range=input_range)

@@ -8,11 +8,14 @@ from tfcompress.keras2 import tf_keras, tfmot
 
 _transformations = tfmot.quantization.keras.graph_transformations
 _LayerNode = _transformations.transforms.LayerNode
+_DROPOUTS = ("AlphaDropout", "Dropout", "GaussianDropout", *(f"SpatialDropout{n}D" for n in (1, 2, 3)))
 _FOLDING = ("Conv2D", "DepthwiseConv2D", "SeparableConv2D", "Dense")
 
 
 class Layout(tfmot.quantization.keras.QuantizeLayoutTransform):
-    """TF-MOT's layout after five rewritings, all exact in floats.
+    """TF-MOT's layout after six rewritings, all exact in floats.
+
+    Dropout does nothing: in tf_keras it has no state that a checkpoint could hold.
 
     A swish inside a convolution or dense layer, and a ReLU inside a transposed convolution, becomes a layer of its own:
     the runtime computes it from the int8 output of the layer, to which TF-MOT gives no range. An identity keeps
@@ -28,6 +31,7 @@ class Layout(tfmot.quantization.keras.QuantizeLayoutTransform):
     def apply(self, model, layer_quantize_map):
         channels = {layer.name: layer.input_shape[-1] for layer in model.layers if is_scaling(layer)}
         for transform, names in (
+            (_WithoutDropout(), [layer.name for layer in model.layers if type(layer).__name__ in _DROPOUTS]),
             (_ActivationBehind(), [layer.name for layer in model.layers if _computes_activation_apart(layer)]),
             (_IdentityBehind(), [layer.name for layer in model.layers if _is_transposed(layer)]),
             (_FoldIntoDense(), folded_into_dense(model)),
@@ -83,11 +87,21 @@ def folding_producer(norm, model):
     producer = norm.inbound_nodes[0].inbound_layers
     folds = (
         type(producer).__name__ in _FOLDING
+        and set(np.ravel(norm.axis)) <= {-1, len(norm.input_shape) - 1}
         and producer.activation is tf_keras.activations.linear
         and len(producer.outbound_nodes) == 1
         and producer.name not in model.output_names
     )
     return producer if folds else None
+
+
+class _WithoutDropout(_transformations.transforms.Transform):
+    def pattern(self):
+        return _transformations.transforms.LayerPattern("|".join(_DROPOUTS))
+
+    def replacement(self, match_layer):
+        match_layer.layer["config"]["rate"] = 0.0
+        return match_layer
 
 
 class _ActivationBehind(_transformations.transforms.Transform):

@@ -101,6 +101,12 @@ def check_supported(model):
             )
         if isinstance(layer, tf_keras.Model):
             raise UnsupportedLayerError(layer, "nested models cannot be quantized; build the network in one piece")
+        if layer.compute_dtype != "float32":
+            raise UnsupportedLayerError(
+                layer,
+                f"computes in {layer.compute_dtype}; build the model with dtype policy float32, and give it "
+                "the weights of this one (set_weights)",
+            )
         if layer.name in unfolded or is_scaling(layer):
             _check_per_channel(layer)
         elif not (isinstance(layer, _REWRITTEN) or registry.supports(layer)):

@@ -20,6 +20,7 @@ PRODUCTS = (
     flatbuffer.schema.BuiltinOperator.DEPTHWISE_CONV_2D,
     flatbuffer.schema.BuiltinOperator.FULLY_CONNECTED,
 )
+CONVERSIONS = (flatbuffer.schema.BuiltinOperator.QUANTIZE, flatbuffer.schema.BuiltinOperator.DEQUANTIZE)
 MOST_REQUANTIZATION = 256
 
 
@@ -82,13 +83,18 @@ def export_tflite(model, path, precision="int8", calibration=None, *, softmax=Fa
     if quantization_aware and precision not in ("float32", "int8"):
         raise ValueError(f"A QAT model is exported as int8 (or float32, to debug). Received: precision={precision!r}")
     if precision in CALIBRATED:
+        _check_not_recurrent(model)
         calibration = _checked_calibration(calibration, model, optional=quantization_aware)
     path = pathlib.Path(path)
     with replacing(path) as part:
         data = _convert(model, precision, None if quantization_aware else calibration, softmax)
         if precision == "int8":
             _check_int8(
-                data, [(0.0, 1.0)] * len(model.inputs) if calibration is None else list(map(_range, calibration))
+                data,
+                [(0.0, 1.0)] * len(model.inputs) if calibration is None else list(map(_range, calibration)),
+                "since nothing tells its range"
+                if quantization_aware
+                else "as LiteRT has no int8 kernel for it: replace the layer, or export as dynamic or float16",
             )
         inputs = [plain_name(tensor.name) for tensor in model.inputs]
         data = flatbuffer.strip(data, _LayerNames(model), inputs, "softmax" if softmax else _output_name(model))
@@ -118,7 +124,9 @@ def _check_model(model):
     for layer in model.layers:
         if getattr(layer, "compute_dtype", "float32") != "float32":
             raise UnsupportedLayerError(
-                layer, f"computes in {layer.compute_dtype}; convert the model to float32 first."
+                layer,
+                f"computes in {layer.compute_dtype}; build the model with dtype policy float32, and give it "
+                "the weights of this one (set_weights).",
             )
     if not _is_tf_keras(model):
         import keras
@@ -127,6 +135,15 @@ def _check_model(model):
             raise ValueError(
                 f"The converter reads TensorFlow graphs and Keras runs on {keras.backend.backend()}. Save the model "
                 "(model.save) and export it in a process with KERAS_BACKEND=tensorflow."
+            )
+
+
+def _check_not_recurrent(model):
+    """Refuses what TensorFlow's calibration dies of, with the whole process."""
+    for layer in model._flatten_layers():
+        if "RNN" in {base.__name__ for base in type(layer).__mro__} and not layer.unroll:
+            raise UnsupportedLayerError(
+                layer, "a recurrent layer is quantized with unroll=True only; else export as dynamic or float16."
             )
 
 
@@ -319,22 +336,25 @@ def _output_name(model):
     return "output"
 
 
-def _check_int8(data, input_ranges):
+def _check_int8(data, input_ranges, why_float):
     """Asserts that no activation stayed float, that phones run the file and that its inputs quantize as expected."""
     model = flatbuffer.read(data)
+    for graph in model.subgraphs:
+        for operator in graph.operators:
+            _check_operator(model, graph, operator, why_float)
     graph = model.subgraphs[0]
-    kinds = flatbuffer.schema.TensorType
-    for operator in graph.operators:
-        types = {graph.tensors[index].type for index in (*operator.inputs, *operator.outputs) if index >= 0}
-        name = graph.tensors[operator.outputs[0]].name.decode()
-        if types <= {kinds.FLOAT32}:
-            raise ValueError(f"An operation of the int8 file stayed float, since nothing tells its range: {name}")
-        if flatbuffer.code(model, operator) in PRODUCTS:
-            _check_requantization(
-                name, *(graph.tensors[i].quantization for i in (*operator.inputs[:2], *operator.outputs))
-            )
     for index, input_range in zip(graph.inputs, input_ranges, strict=True):
         _check_input(graph.tensors[index].quantization, input_range)
+
+
+def _check_operator(model, graph, operator, why_float):
+    code = flatbuffer.code(model, operator)
+    types = {graph.tensors[index].type for index in (*operator.inputs, *operator.outputs) if index >= 0}
+    name = graph.tensors[operator.outputs[0]].name.decode()
+    if flatbuffer.schema.TensorType.FLOAT32 in types and code not in CONVERSIONS:
+        raise ValueError(f"An operation of the int8 file stayed float, {why_float}: {name}")
+    if code in PRODUCTS:
+        _check_requantization(name, *(graph.tensors[i].quantization for i in (*operator.inputs[:2], *operator.outputs)))
 
 
 def _check_requantization(name, inputs, kernel, outputs):

@@ -71,6 +71,7 @@ def _is_fusible(layer):
     return (
         type(layer) is keras.layers.BatchNormalization
         and layer.built
+        and layer.variable_dtype == "float32"
         and layer.input_spec.ndim == 4
         and layer.axis in (-1, 3)
         and not layer.renorm

@@ -101,6 +101,8 @@ def fit(
         rates = learning_rates(config, steps)
         _compile(trained, config, rates, classes, ask is not None)
         history = _restore(trained, path, identity) if path else []
+        if history:  # a process that was killed may have written the checkpoint only
+            _write_history(path.with_name("history.csv"), history)
         for epoch in range(len(history), config.epochs):
             row = _train_epoch(trained, images, labels, classes, config, epoch, ask, callbacks)
             if getattr(trained, "stop_training", False):
@@ -285,12 +287,21 @@ def check_data(model, images, labels):
         raise ValueError(
             f"images and labels must be equally many, at least one. Received: {len(images)}, {len(labels)}"
         )
+    inputs = getattr(model, "inputs", None)
+    if inputs and len(inputs) != 1:
+        raise ValueError(f"a classifier with one input is expected. Received: {len(inputs)} inputs")
     if tuple(images.shape[1:]) != tuple(model.input_shape[1:]):
         raise ValueError(f"the model takes images of shape {model.input_shape[1:]}. Received: {images.shape[1:]}")
     if images.dtype != np.uint8 and not np.isfinite(images).all():
         raise ValueError("images must be finite. Received: NaN or infinite values")
     check_takes_floats(model)
-    classes = model.output_shape[-1]
+    outputs = getattr(model, "outputs", None)
+    if outputs and (len(outputs) != 1 or len(outputs[0].shape) != 2):
+        raise ValueError(
+            "a classifier with one output, (batch, classes), is expected. Received: outputs of shape "
+            f"{', '.join(str(tuple(output.shape)) for output in outputs)}"
+        )
+    classes = outputs[0].shape[-1] if outputs else model.output_shape[-1]
     if labels.min() < 0 or labels.max() >= classes:
         raise ValueError(
             f"labels must be in [0, {classes}), as the model has {classes} outputs. "
