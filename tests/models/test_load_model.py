@@ -44,6 +44,25 @@ def saved(tmp_path):
     return path
 
 
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_model_of_mixed_precision_goes_on_in_float32(tmp_path, rng, policy):
+    inner_inputs = keras.Input((4, 4, 5))
+    inner = layers.BatchNormalization(dtype=policy)(layers.Conv2D(6, 3, dtype=policy)(inner_inputs))
+    inner = keras.Model(inner_inputs, inner)
+    inputs = keras.Input((6, 6, 3))
+    x = layers.Conv2D(5, 3, dtype=policy, trainable=False)(inputs)
+    x = layers.Flatten(dtype=policy)(0.5 + inner(2 * x))
+    model = keras.Model(inputs, layers.Dense(4, dtype="float32")(x))
+    model.save(tmp_path / "model.keras")
+    loaded = load_model(tmp_path / "model.keras")
+    assert {layer.compute_dtype for layer in loaded._flatten_layers()} == {"float32"}
+    assert [weight.trainable for weight in loaded.weights] == [weight.trainable for weight in model.weights]
+    for a, b in zip(loaded.get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    x = rng.normal(size=(3, 6, 6, 3)).astype("float32")
+    np.testing.assert_allclose(loaded(x), model(x), atol=0.1)
+
+
 @pytest.mark.parametrize("name", ["model.keras", "model.h5"])
 @pytest.mark.parametrize("sequential", [True, False])
 def test_loaded_model_computes_the_same(tmp_path, rng, name, sequential):

@@ -9,7 +9,7 @@ import h5py
 import keras
 import numpy as np
 
-from tfcompress.graph import arguments_of, input_structure
+from tfcompress.graph import arguments_of, clone_uncompiled, copy_weights, input_structure
 
 _MODELS = ("Functional", "Model", "Sequential")
 _NOT_LAYERS = ("Policy", "TFOpLambda", "__keras_tensor__", "__numpy__", "__tensor__", "__ellipsis__", "__slice__")
@@ -38,7 +38,7 @@ def load_model(path):
     """Loads a model from a `.keras` or `.h5` file; code that the file brings (Lambda layers) is never run.
 
     Files of Keras 2 (tf_keras, TensorFlow up to 2.15) are translated to Keras 3, and the translation is checked: both
-    models must give the same outputs for random inputs.
+    models must give the same outputs for random inputs. A model of mixed precision computes in float32 afterwards.
 
     Args:
         path: of the file.
@@ -68,7 +68,27 @@ def load_model(path):
             f"{path} holds a model that has not been built. Begin it with keras.Input(shape), or call it on data once, "
             "and save it again"
         )
-    return model
+    return _in_float32(model)
+
+
+def _in_float32(model):
+    """The model, or one of the same float32 weights where it computes in bfloat16 or float16."""
+
+    def clone(layer):
+        if not isinstance(layer, keras.Layer):
+            return layer
+        config = layer.get_config()
+        return type(layer).from_config({**config, "dtype": "float32"} if _is_mixed(layer) else config)
+
+    if not any(map(_is_mixed, model._flatten_layers())):
+        return model
+    copy = clone_uncompiled(model, clone_function=clone, recursive=True)
+    copy_weights(model, copy)
+    return copy
+
+
+def _is_mixed(layer):
+    return layer.variable_dtype == "float32" != layer.compute_dtype
 
 
 def _read(path):
