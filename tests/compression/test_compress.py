@@ -171,7 +171,7 @@ def test_time_of_a_training_is_that_of_all_its_epochs(data, tmp_path):
     save_checkpoint(folder / "checkpoint.npz", arrays, meta)
     (folder / "measured.json").unlink()
     rows = compress(model, data, steps, tmp_path / "out").summary["steps"]
-    assert 1000 < rows[1]["seconds"] < 1060
+    assert 1000 <= rows[1]["seconds"] < 1060
 
 
 def test_channels_first_models_lose_the_channels_that_the_summary_says(digits, tmp_path):
