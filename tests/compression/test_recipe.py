@@ -128,7 +128,7 @@ def test_augmentation_goes_to_every_training_step():
     own = load_recipe([{"qat": {"epochs": 1, "flip": False}}, {"export": {}}]).adapted({"flip": True})
     assert own.steps[0].options["flip"] is False
     with pytest.raises(
-        RecipeError, match=r"there are crop_padding, flip, rotation, scaling, cutout\. Received: 'epochs'"
+        RecipeError, match=r"there are crop_padding, flip, rotation, scaling, cutout, cutmix\. Received: 'epochs'"
     ):
         recipe.adapted({"epochs": 3})
     with pytest.raises(RecipeError, match=r"finetune\.crop_padding"):

@@ -256,6 +256,7 @@ def test_divergence_stops_the_training_and_is_not_saved(digits, tmp_path):
         ("optimizer", "lamb"),
         ("learning_rate", 0.0),
         ("label_smoothing", 1.0),
+        ("cutmix", 1.5),
     ],
 )
 def test_bad_hyperparameters_are_quoted(field, value):
@@ -428,6 +429,27 @@ def test_student_of_a_teacher_follows_its_logits(digits):
     student = network(seed=1)
     fit(student, digits.x_train, wrong_labels, config, teacher=teacher)
     assert accuracy(student, digits.x_test, digits.y_test) > 0.85
+
+
+def test_teacher_is_asked_about_the_mixed_images_and_labels_are_mixed_too(rng, monkeypatch):
+    """Images of one colour by class show which classes an image holds, and how much of each."""
+    module = importlib.import_module("tfcompress.training.fit")
+    labels = rng.integers(0, 10, 200)
+    images = np.broadcast_to(labels[:, None, None, None] * 25, (200, 28, 28, 1)).astype("uint8")
+    seen, asked = [], []
+
+    def batches(x, y, batch_size):
+        seen.append((x, y))
+        return original(x, y, batch_size)
+
+    original = module._batches
+    monkeypatch.setattr(module, "_batches", batches)
+    monkeypatch.setattr("tfcompress.training.teacher.predict", lambda model, x: asked.append(x) or predict(model, x))
+    fit(network(), images, labels, TrainingConfig(1, cutmix=1.0), teacher=network(seed=1))
+    (x, y), shown = seen[0], np.eye(10)[np.round(seen[0][0][..., 0] * 255 / 25).astype(int)].mean((1, 2))
+    np.testing.assert_array_equal(asked[0], x)
+    np.testing.assert_allclose(y[:, :10], shown, atol=1e-5)
+    assert ((shown > 0).sum(1) == 2).mean() > 0.5 and len(np.unique(np.argsort(-y[:, :10])[:, 0])) == 10
 
 
 def test_cached_teacher_is_asked_by_the_first_student_only(digits, tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tfcompress.training import TrainingConfig
-from tfcompress.training.augment import augment
+from tfcompress.training.augment import augment, mix
 from tfcompress.training.schedule import learning_rates, table_schedule
 
 
@@ -79,6 +79,26 @@ def test_cutout_hides_a_square_behind_the_mean_colour(rng):
     # The edges cut off some of the 4 rows: those about row 0, 1, ... are 2, 3, 4, ..., 4, 3.
     assert hidden.mean() == pytest.approx((44 / 12 / 12) ** 2, rel=0.03)
     assert np.all(np.abs(rows.mean(0)[2:-2] - 1 / 3) < 0.1)
+
+
+def test_cutmix_mixes_labels_as_the_areas(rng):
+    n = 3000
+    x = np.broadcast_to(np.arange(n, dtype="float32")[:, None, None, None], (n, 12, 10, 1)).copy()
+    y = np.eye(n, dtype="float32")
+    mixed, targets = mix(x, y, config(cutmix=0.5), rng)
+    other = mixed[..., 0] != x[..., 0]
+    np.testing.assert_array_equal(mixed[other][:, 0], np.broadcast_to((x + 1) % n, x.shape)[other][:, 0])
+    share = other.mean((1, 2))
+    np.testing.assert_allclose(targets[np.arange(n), (np.arange(n) + 1) % n], share, atol=1e-6)
+    np.testing.assert_allclose(targets.sum(1), 1, atol=1e-6)
+    # What is replaced is a rectangle: its rows and columns that are touched, all of it.
+    np.testing.assert_array_equal(other, other.any(2)[:, :, None] & other.any(1)[:, None, :])
+    # About half of the images; sides of sqrt(u), u from U(0, 1), of which the edges cut off a part.
+    touched = share > 0
+    assert touched.mean() == pytest.approx(0.5 * (1 - 1 / 100), abs=0.03)
+    assert share[touched].max() == 1 and share[touched].mean() == pytest.approx(0.31, abs=0.03)
+    same, unmixed = mix(x, y, config(), rng)
+    assert same is x and unmixed is y
 
 
 def test_affine_of_nothing_is_the_identity_and_rotation_turns(rng):

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from tfcompress.tflite.export import PRECISIONS
-from tfcompress.training.config import TrainingConfig
+from tfcompress.training.config import AUGMENTATIONS, TrainingConfig
 
 SHIPPED = ("small", "fast", "safe")
 
@@ -58,7 +58,6 @@ OPTIONS = {
 }
 # Once each, in this order, after all others.
 _LAST = ("sparsify", "share", "qat")
-AUGMENTATION = ("crop_padding", "flip", "rotation", "scaling", "cutout")
 REQUIRED = {
     "finetune": ("epochs",),
     "sparsify": ("epochs", "sparsity"),
@@ -111,7 +110,7 @@ class Recipe:
         """The recipe fitted to a model and a machine; what a step says itself stays.
 
         Args:
-            augmentation: {option: value}, of `AUGMENTATION`, for all training steps, or None.
+            augmentation: {option: value}, of `AUGMENTATIONS`, for all training steps, or None.
             bfloat16: whether the float trainings compute in bfloat16; `qat`, in tf_keras, cannot.
 
         Raises:
@@ -126,8 +125,8 @@ class Recipe:
                 options = {"precision": "mixed_bfloat16", **options}
             steps.append({step.kind: options})
         for name in augmentation or ():
-            if name not in AUGMENTATION:
-                raise RecipeError(f"augmentation: there are {', '.join(AUGMENTATION)}. Received: {name!r}")
+            if name not in AUGMENTATIONS:
+                raise RecipeError(f"augmentation: there are {', '.join(AUGMENTATIONS)}. Received: {name!r}")
         checked = _checked([(_plain(step), old.place) for step, old in zip(steps, self.steps)])
         return dataclasses.replace(self, steps=checked)
 

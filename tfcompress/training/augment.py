@@ -2,11 +2,13 @@
 
 import numpy as np
 
+from tfcompress.training.config import AUGMENTATIONS
+
 _CHUNK = 2048
 
 
 def augment(images, config, rng):
-    """Draws one augmented copy of every image.
+    """Draws one augmented copy of every image; `mix` comes after it.
 
     Args:
         images: array of shape (N, H, W, C).
@@ -34,9 +36,43 @@ def augment(images, config, rng):
     return out
 
 
+def mix(images, targets, config, rng):
+    """Puts a rectangle of the next image into some images, and as much of its target into theirs (CutMix).
+
+    The rectangle's centre is any pixel, its sides are the image's times sqrt(1 - lambda), lambda from U(0, 1), as
+    in Yun et al. 2019, equation 2; what lies outside the image is cut off. Each image draws its own.
+
+    Args:
+        images: array of shape (N, H, W, C), in random order.
+        targets: (N, classes) probabilities.
+        config: a `TrainingConfig`; uses `cutmix`.
+        rng: a `numpy.random.Generator`.
+
+    Returns:
+        Images and targets, of the shapes and dtypes of the given ones.
+    """
+    if not config.cutmix:
+        return images, targets
+    n, height, width, _ = images.shape
+    side = np.sqrt(rng.random((n, 1))) * (rng.random((n, 1)) < config.cutmix)
+    spans = []
+    for length in (height, width):
+        centre, half = rng.integers(0, length, (n, 1)), np.round(side * length / 2)
+        pixels = np.arange(length)
+        spans.append((pixels >= centre - half) & (pixels < centre + half))
+    rows, columns = spans
+    out = np.empty_like(images)
+    for start in range(0, n, _CHUNK):
+        chunk = np.arange(start, min(start + _CHUNK, n))
+        replaced = rows[chunk, :, None, None] & columns[chunk, None, :, None]
+        out[chunk] = np.where(replaced, images[(chunk + 1) % n], images[chunk])
+    share = (rows.mean(1) * columns.mean(1)).astype(targets.dtype)[:, None]
+    return out, (1 - share) * targets + share * np.roll(targets, -1, axis=0)
+
+
 def is_augmenting(config):
     """Whether a `TrainingConfig` changes images at all."""
-    return bool(config.crop_padding or config.flip or config.rotation or config.scaling or config.cutout)
+    return any(getattr(config, name) for name in AUGMENTATIONS)
 
 
 def _random_crop(images, padding, rng):

@@ -5,6 +5,7 @@ import dataclasses
 SCHEDULES = ("cosine", "one_cycle", "step", "constant")
 OPTIMIZERS = ("sgd", "adam")
 PRECISIONS = ("float32", "mixed_bfloat16")
+AUGMENTATIONS = ("crop_padding", "flip", "rotation", "scaling", "cutout", "cutmix")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +29,9 @@ class TrainingConfig:
         scaling: random zoom by a factor in [1 - scaling, 1 + scaling], bilinear.
         cutout: side in pixels of a square at a random place that is hidden (DeVries & Taylor 2017, "Improved
             regularization of convolutional neural networks with cutout").
+        cutmix: fraction of the images, in [0, 1], that show another one in a rectangle; their labels are mixed by area
+            (Yun et al. 2019, "CutMix: regularization strategy to train strong classifiers"). A teacher is asked about
+            the mixed images.
         distillation_weight: lambda of (1 - lambda) CE(labels) + lambda T^2 CE(teacher); used when there is a teacher.
         temperature: T of the distillation loss (Hinton et al. 2015).
         precision: "float32", or "mixed_bfloat16" (float32 weights, bfloat16 arithmetic; Keras 3 models only).
@@ -47,6 +51,7 @@ class TrainingConfig:
     rotation: float = 0.0
     scaling: float = 0.0
     cutout: int = 0
+    cutmix: float = 0.0
     distillation_weight: float = 0.9
     temperature: float = 3.0
     precision: str = "float32"
@@ -67,5 +72,7 @@ class TrainingConfig:
                 raise ValueError(f"{name} must not be negative. Received: {getattr(self, name)}")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing must be in [0, 1). Received: {self.label_smoothing}")
+        if not 0 <= self.cutmix <= 1:
+            raise ValueError(f"cutmix must be in [0, 1]. Received: {self.cutmix}")
         if not 0 <= self.distillation_weight <= 1:
             raise ValueError(f"distillation_weight must be in [0, 1]. Received: {self.distillation_weight}")

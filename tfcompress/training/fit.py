@@ -16,9 +16,9 @@ from tfcompress.errors import listed
 from tfcompress.files import replacing
 from tfcompress.graph import check_takes_floats, frozen_layers, is_channels_first, network_of
 from tfcompress.outputs import check_logits
-from tfcompress.training.augment import augment, is_augmenting
+from tfcompress.training.augment import augment, is_augmenting, mix
 from tfcompress.training.checkpoint import CheckpointError, digest, load_checkpoint, save_checkpoint
-from tfcompress.training.config import TrainingConfig
+from tfcompress.training.config import AUGMENTATIONS, TrainingConfig
 from tfcompress.training.fast import training_clone
 from tfcompress.training.predict import accuracy
 from tfcompress.training.schedule import learning_rates, table_schedule
@@ -139,8 +139,9 @@ def _train_epoch(model, images, labels, classes, config, epoch, ask, callbacks):
     # A generator of its own for each epoch makes the data of epoch k independent of how often the run was resumed.
     rng = np.random.default_rng([config.seed, epoch])
     order = rng.permutation(len(images))
-    x = as_float(augment(images[order], config, rng))
     y = np.eye(classes, dtype="float32")[labels[order]]
+    x, y = mix(augment(images[order], config, rng), y, config, rng)
+    x = as_float(x)
     y = y * (1 - config.label_smoothing) + np.float32(config.label_smoothing / classes)
     if ask:
         y = np.concatenate([y, ask(x)], axis=1)
@@ -317,7 +318,7 @@ def _check_augmentation(model, images, config):
     first = [layer.name for layer in model._flatten_layers() if is_channels_first(layer)]
     if images.ndim != 4 or first:
         raise ValueError(
-            "crop_padding, flip, rotation, scaling and cutout take images (height, width, channels). Received: images "
+            f"{', '.join(AUGMENTATIONS)} take images (height, width, channels). Received: images "
             f"{images.shape[1:]}" + (f" of a channels-first model ({listed(first)})" if first else "")
         )
 
