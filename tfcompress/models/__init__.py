@@ -4,7 +4,7 @@ from tfcompress.models.densenet import densenet
 from tfcompress.models.lenet import lenet5
 from tfcompress.models.load import ModelError, load_model
 from tfcompress.models.mobilenet import mobilenet
-from tfcompress.models.resnet import resnet
+from tfcompress.models.resnet import deepen, resnet
 from tfcompress.models.vgg import vgg16
 
-__all__ = ["ModelError", "densenet", "lenet5", "load_model", "mobilenet", "resnet", "vgg16"]
+__all__ = ["ModelError", "deepen", "densenet", "lenet5", "load_model", "mobilenet", "resnet", "vgg16"]

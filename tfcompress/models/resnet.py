@@ -1,5 +1,7 @@
 """The CIFAR ResNets of He et al. 2016, section 4.2."""
 
+import re
+
 import keras
 from keras import layers
 
@@ -36,6 +38,52 @@ def resnet(depth, classes=10, shortcut="A", input_shape=(32, 32, 3)):
     x = layers.GlobalAveragePooling2D(name="pool")(x)
     outputs = layers.Dense(classes, name="logits")(x)
     return keras.Model(inputs, outputs, name=f"resnet{depth}")
+
+
+def deepen(model, depth):
+    """Grows a ResNet into a deeper one that computes almost the same, so that what it has learned is where that starts.
+
+    A residual block is a step of an integration over depth (Chang et al. 2018, "Multi-level residual networks from
+    dynamical systems view"): k steps with the block's weights and a k-th of its branch each lead almost where the block
+    did. The first block of a stage, which may change the width, stays single; copies of the others are spread evenly.
+
+    Args:
+        model: a `keras.Model` made by `resnet`, of depth 14 or more.
+        depth: number of weighted layers of the deeper network, 6n + 2.
+
+    Returns:
+        A `keras.Model` as `resnet(depth)` builds it. Its BatchNorms hold the statistics of the shallow network:
+        `tfcompress.recalibrate` or training gives them their own.
+
+    Raises:
+        ValueError: if `model` is no ResNet of two or more blocks in each stage, or `depth` is not a larger 6n + 2.
+    """
+    names = {layer.name for layer in model.layers}
+    blocks = max((n for n in range(2, len(names)) if f"stage3_block{n}_add" in names), default=0)
+    if not blocks or depth < 6 * blocks + 8 or (depth - 2) % 6:
+        raise ValueError(
+            "deepen takes a ResNet of depth 14 or more and a larger depth, 6n + 2. "
+            f"Received: {model.name!r}, with {blocks or 'less than two'} blocks in each stage, and depth={depth}"
+        )
+    shortcut = "B" if "stage2_block1_shortcut" in names else "A"
+    deeper = resnet(depth, model.output_shape[-1], shortcut, model.input_shape[1:])
+    originals = _originals(blocks, (depth - 2) // 6)
+    for layer in deeper.layers:
+        block = re.match(r"(stage\d_block)(\d+)_(.*)", layer.name)
+        original = originals[int(block[2])] if block else None
+        name = f"{block[1]}{original}_{block[3]}" if block else layer.name
+        layer.set_weights(model.get_layer(name).get_weights())
+        if block and block[3] == "conv2_bn":
+            copies = list(originals.values()).count(original)
+            layer.gamma.assign(layer.gamma / copies)
+            layer.beta.assign(layer.beta / copies)
+    return deeper
+
+
+def _originals(blocks, deeper_blocks):
+    """{block of the deeper stage: the block whose copy it is}, counted from 1; the first is never repeated."""
+    copied = range(deeper_blocks - 1)
+    return {1: 1, **{block + 2: 2 + block * (blocks - 1) // (deeper_blocks - 1) for block in copied}}
 
 
 def _basic_block(x, width, strides, shortcut, name):
