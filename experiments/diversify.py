@@ -19,6 +19,7 @@ A variant is written criterion-point, with options behind it in this order:
     redundancy-tau0.54                at one threshold for all layers (Ayinde & Zurada 2018)
     diversity-b-nodistill             fine-tuned on the labels alone, without the baseline as a teacher
     diversity-b-cutout                fine-tuned on images with squares hidden, as those of --baseline_cutout
+    diversity-b-cutmix                fine-tuned on images of which half show another one in a rectangle (CutMix)
     diversity-b-long                  fine-tuned three times as long
     diversity-b-iterative             in four steps, each with a quarter of the epochs
 
@@ -49,7 +50,7 @@ OUR_POINTS = {"a": (0.3, 0.3), "b": (0.5, 0.5)}
 COMPARED = ("l1-b", "redundancy-b", "redundancy-tau0.54", "geometric_median-b", "random-b")
 MODELS = r"vgg16|resnet\d+|densenet(-bc)?\d+"
 CUTS = r"params(\d+(?:\.\d+)?)-macs(\d+(?:\.\d+)?)"
-OPTIONS = "(-nodistill)?(-cutout)?(-long)?(-iterative)?"
+OPTIONS = "(-nodistill)?(-cutout)?(-cutmix)?(-long)?(-iterative)?"
 STEPS = 4  # of iterative pruning
 LARGEST_SHIPPED = 10_000_000  # bytes of a pruned network that goes into the results
 
@@ -87,6 +88,7 @@ class Pruning:
         steps: in how many steps the filters go.
         distill: whether the baseline teaches.
         cutout: whether squares of the images are hidden, as from the baseline.
+        cutmix: whether half of the images show another one in a rectangle.
         long: whether the fine-tuning is longer.
     """
 
@@ -95,6 +97,7 @@ class Pruning:
     steps: int
     distill: bool
     cutout: bool
+    cutmix: bool
     long: bool
 
 
@@ -113,10 +116,10 @@ def parse(name, config):
         raise ValueError(
             f"a variant of {config.model} on {config.dataset} is written criterion-point, with a point of "
             f"{', '.join(points)}, given, params<percent>-macs<percent> or tau<cosine>, with -nodistill, "
-            f"-cutout, -long and -iterative behind it, in this order, for another fine-tuning (diversity-b). "
+            f"-cutout, -cutmix, -long and -iterative behind it, in this order, for another fine-tuning (diversity-b). "
             f"Received: {name!r}"
         )
-    criterion, point, tau, params, macs, nodistill, cutout, long, iterative = match.groups()
+    criterion, point, tau, params, macs, nodistill, cutout, cutmix, long, iterative = match.groups()
     criterion = criteria.get(criterion)
     if point == "given" and not config.thresholds:
         raise ValueError(f"{name} needs --thresholds: a cosine for each layer, front to back")
@@ -126,7 +129,7 @@ def parse(name, config):
         raise ValueError(f"{name}: only cuts are spread over steps, not a threshold for all layers")
     if cutout and not config.baseline_cutout:
         raise ValueError(f"{name} needs --baseline_cutout, which it is fine-tuned with")
-    options = {"distill": not nodistill, "cutout": bool(cutout), "long": bool(long)}
+    options = {"distill": not nodistill, "cutout": bool(cutout), "cutmix": bool(cutmix), "long": bool(long)}
     if tau:
         return Pruning(type(criterion)(float(tau)), None, 1, **options)
     cuts = (float(params) / 100, float(macs) / 100) if params else points.get(point)
@@ -190,7 +193,7 @@ def run(task):
             pruning.criterion,
             pruning.distill,
             steps=pruning.steps,
-            training=filters.finetuning(task, pruning.long, pruning.cutout),
+            training=filters.finetuning(task, pruning.cutout, pruning.cutmix, pruning.long),
             skip=whole(unpruned),
             ratios=ratios,
         )

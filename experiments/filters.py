@@ -13,6 +13,7 @@ from tfcompress.files import replacing, save_model, write_text
 # In the names of variants: 01 to 99.
 PERCENT = r"(?!00)\d\d"
 LONG = 3  # times the epochs of any other fine-tuning
+CUTMIX = 0.5  # of the images of a fine-tuning with it
 PRECISIONS = ("float32", "mixed_bfloat16")  # those of TrainingConfig; to ask it would load Keras for --help
 
 
@@ -28,6 +29,9 @@ class Training:
     baseline_epochs: int = option(60, "epochs of the baseline")
     baseline_cutout: int = option(0, "side in pixels of the square hidden in each image that the baseline trains on")
     baseline_weight_decay: float = option(5e-3, "weight decay of the baseline, 10 times the L2 of the papers")
+    baseline_grown_from: str = option(
+        "", "baseline of a shallower ResNet, an .npz of the results, that the baseline grows from", identity="if given"
+    )
     train_baseline: bool = option(False, "train the baseline even where its weights are in the results", identity=False)
     finetune_epochs: int = option(20, "epochs of each pruned network")
     qat_epochs: int = option(3, "epochs of quantization-aware training")
@@ -73,7 +77,8 @@ def baseline(task, build, split, start="", ship=True):
         A Keras model.
 
     Raises:
-        SystemExit: the file is no baseline of this network, or the results hold one of another training.
+        SystemExit: the file is no baseline of this network, or the results hold one that was trained otherwise than the
+            flags say. Where they say nothing, `task.config` becomes what it was trained with.
     """
     import keras
 
@@ -92,6 +97,7 @@ def baseline(task, build, split, start="", ship=True):
 
 def _train_or_load(task, model, split, ship):
     from tfcompress.training import TrainingConfig, accuracy, fit
+    from tfcompress.training.checkpoint import digest
 
     config = task.config
     shipped = task.results / task.experiment / f"baseline-{task.profile}-seed{config.baseline_seed}.npz"
@@ -99,8 +105,10 @@ def _train_or_load(task, model, split, ship):
         print(f"\n== baseline: weights of {shipped} (--train_baseline trains them again)", flush=True)
         notes = load_weights(model, shipped)
         task.seconds["baseline"] = _seconds(notes["history"])
-        _check_training(shipped, notes, config)
+        task.config = _as_trained(shipped, notes, config, task.given)
         return
+    if config.baseline_grown_from:
+        _grow(model, config.baseline_grown_from, split.train[0])
     training = TrainingConfig(
         epochs=config.baseline_epochs,
         learning_rate=0.1,
@@ -114,6 +122,8 @@ def _train_or_load(task, model, split, ship):
     )
     # All fine-tuning seeds and later choices of variants share this folder; fit refuses one of another training.
     hyperparameters = f"{training.epochs}epochs-cutout{training.cutout}-decay{training.weight_decay:g}"
+    if config.baseline_grown_from:
+        hyperparameters += f"-grown{digest(model.get_weights())[:8]}"
     directory = task.workdir / f"{task.experiment}-{task.profile}-baseline{training.seed}-{hyperparameters}"
     print(f"\n== baseline: {directory}", flush=True)
     history = fit(model, *split.train, training, validation=split.validation, directory=directory)
@@ -124,6 +134,7 @@ def _train_or_load(task, model, split, ship):
         "training": dataclasses.asdict(training),
         "train_images": config.train_images,
         "held_out": config.held_out,
+        "grown_from": config.baseline_grown_from,
         "val_top1": accuracy(model, *split.validation),
         "history": history,
     }
@@ -132,6 +143,28 @@ def _train_or_load(task, model, split, ship):
     else:
         save_model(model, directory / "baseline.keras")
         write_json(shipped.with_suffix(".json"), notes)
+
+
+def _grow(model, start, images):
+    """Gives a ResNet the weights of a shallower one's baseline, as `deepen` repeats them.
+
+    Raises:
+        SystemExit: the network is no ResNet, or the file holds no shallower one with its classes.
+    """
+    from tfcompress import recalibrate
+    from tfcompress.models import deepen, resnet
+
+    if not model.name.startswith("resnet"):
+        raise SystemExit(f"only ResNets grow from a baseline (--baseline_grown_from). Received: {model.name}")
+    try:
+        with np.load(start) as stored:
+            convolutions = sum(stored[name].ndim == 4 for name in stored.files)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"--baseline_grown_from needs the .npz of a ResNet's baseline. Received: {error}") from error
+    shallow = or_exit(resnet, convolutions + 1, model.output_shape[-1])
+    load_weights(shallow, start)
+    model.set_weights(or_exit(deepen, shallow, int(model.name.removeprefix("resnet"))).get_weights())
+    recalibrate(model, images[:1024].astype("float32") / 255, batch_size=128)
 
 
 def prune_and_finetune(
@@ -253,19 +286,21 @@ def cached(task, teacher):
     return CachedTeacher(teacher, task.workdir / "teacher")
 
 
-def finetuning(task, long=False, cutout=False):
+def finetuning(task, cutout=False, cutmix=False, long=False):
     """The hyperparameters of a fine-tuning.
 
     Args:
         task: the `Run`.
-        long: whether it takes three times as long as the others.
         cutout: whether squares of the images are hidden, as large as those in the baseline's.
+        cutmix: whether half of the images show another one in a rectangle.
+        long: whether it takes three times as long as the others.
     """
     from tfcompress.training import TrainingConfig
 
     return TrainingConfig(
         epochs=task.config.finetune_epochs * (LONG if long else 1),
         cutout=task.config.baseline_cutout if cutout else 0,
+        cutmix=CUTMIX if cutmix else 0.0,
         learning_rate=0.05,
         warmup_epochs=min(1, task.config.finetune_epochs / 4),
         weight_decay=5e-3,
@@ -320,22 +355,29 @@ def _save_float16(model, path, notes):
         np.savez(part, notes=np.array(json.dumps(notes)), **arrays)
 
 
-def _check_training(path, notes, config):
-    """Refuses shipped weights that were trained otherwise than this run's baseline would be."""
+def _as_trained(path, notes, config, given):
+    """The configuration with the options that shipped weights were trained with.
+
+    Raises:
+        SystemExit: an option that was given is another one, or one that more than the baseline depends on is.
+    """
     # Files from before these could be chosen do not name them.
-    old = {name: getattr(Training, name) for name in ("train_images", "held_out", "precision")} | {"cutout": 0}
-    trained = {**old, **notes["training"], **notes}
-    flags = {name: f"baseline_{name}" for name in ("epochs", "cutout", "weight_decay")}
+    old = {name: getattr(Training, name) for name in ("train_images", "held_out", "precision")}
+    trained = {**old, "cutout": 0, "grown_from": "", **notes["training"], **notes}
+    flags = {name: f"baseline_{name}" for name in ("epochs", "cutout", "weight_decay", "grown_from")}
+    adopted = {flag: trained[name] for name, flag in flags.items() if flag not in given}
+    config = dataclasses.replace(config, **adopted)
     flags |= {name: name for name in ("train_images", "held_out", "precision")}
-    if all(trained[name] == getattr(config, flag) for name, flag in flags.items()):
-        return
-    raise SystemExit(
-        f"{path} is of another training: "
-        + ", ".join(f"{name} {trained[name]}, now {getattr(config, flag)}" for name, flag in flags.items())
-        + ". To start from it: "
-        + " ".join(f"--{flag}={trained[name]}" for name, flag in flags.items())
-        + "; --train_baseline puts another in its place"
-    )
+    others = {name: flag for name, flag in flags.items() if trained[name] != getattr(config, flag)}
+    if others:
+        raise SystemExit(
+            f"{path} is of another training: "
+            + ", ".join(f"{name} {trained[name]}, now {getattr(config, flag)}" for name, flag in others.items())
+            + ". To start from it: "
+            + " ".join(f"--{flag}={trained[name]}" for name, flag in others.items())
+            + "; --train_baseline puts another in its place"
+        )
+    return config
 
 
 def load_weights(model, path):

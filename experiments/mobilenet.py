@@ -154,7 +154,7 @@ def _run_cifar(task):
         return mobilenet(alpha=config.alpha, classes=classes, **MODELS[config.model])
 
     unpruned = filters.baseline(task, build, split)
-    if config.baseline_epochs * len(split.train[0]) < FEW_IMAGES:
+    if task.config.baseline_epochs * len(split.train[0]) < FEW_IMAGES:
         recalibrate(unpruned, split.train[0] / np.float32(255), batch_size=128)
     so_far = functools.partial(measure.record_so_far, task, dataset, split, select=select)
     variants = compress(task, unpruned, split, so_far)

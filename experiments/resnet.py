@@ -14,6 +14,8 @@ A variant is written criterion-macs<percent>-<widths>, with an option behind it:
     l2-macs62-every-nodistill           fine-tuned on the labels alone, without the baseline as a teacher
     l2-macs62-every-soft                the papers' soft pruning: filters are zeroed after every epoch of the
                                         fine-tuning, may come back in the next, and are removed at its end
+    l2-macs62-every-cutout              fine-tuned on images with squares hidden, as those of --baseline_cutout
+    l2-macs62-every-cutmix              fine-tuned on images of which half show another one in a rectangle (CutMix)
     l2-macs62-every-long                fine-tuned three times as long
 
 Criteria: the names of `tfcompress.criteria`, and distribution_fit_a, _b, _c for the three readings of the paper. All
@@ -58,7 +60,8 @@ class Config(filters.Config):
         if not re.fullmatch(r"resnet\d+", self.model):
             raise ValueError(f"model must be resnet20, resnet56, resnet110, ... Received: {self.model!r}")
         for name in self.variants:
-            parse(name)
+            if parse(name).cutout and not self.baseline_cutout:
+                raise ValueError(f"{name} needs --baseline_cutout, which it is fine-tuned with")
         filters.check_quantized(self, self.variants or default_variants(self.model))
 
 
@@ -71,6 +74,8 @@ class Pruning:
     first_only: bool
     distill: bool
     soft: bool
+    cutout: bool
+    cutmix: bool
     long: bool
 
 
@@ -79,23 +84,32 @@ def parse(name):
 
     Raises:
         ValueError: for one that is not written criterion-macs<percent>-every|first, with or without -nodistill, -soft,
-            -long.
+            -cutout, -cutmix, -long.
     """
     from tfcompress import criteria
 
-    match = re.fullmatch(rf"(\w+)-macs({filters.PERCENT})-(every|first)(-nodistill)?(-soft)?(-long)?", name)
+    match = re.fullmatch(
+        rf"(\w+)-macs({filters.PERCENT})-(every|first)(-nodistill)?(-soft)?(-cutout)?(-cutmix)?(-long)?", name
+    )
     if not match:
         raise ValueError(
             f"a variant is written criterion-macs<percent>-every or -first, with -nodistill behind it if labels alone "
-            f"fine-tune it, -soft for soft pruning and -long for three times the epochs (l2-macs62-every), percents "
-            f"from 01 to 99. Received: {name!r}"
+            f"fine-tune it, -soft for soft pruning, -cutout or -cutmix for other images and -long for three times the "
+            f"epochs, in this order (l2-macs62-every), percents from 01 to 99. Received: {name!r}"
         )
-    criterion, percent, widths, nodistill, soft, long = match.groups()
+    criterion, percent, widths, nodistill, soft, cutout, cutmix, long = match.groups()
     fit, _, method = criterion.rpartition("_")
     if fit == "distribution_fit" and method in METHODS:
         criterion = criteria.DistributionFit(METHODS[method])
     return Pruning(
-        criteria.get(criterion), int(percent) / 100, widths == "first", not nodistill, bool(soft), bool(long)
+        criteria.get(criterion),
+        int(percent) / 100,
+        widths == "first",
+        distill=not nodistill,
+        soft=bool(soft),
+        cutout=bool(cutout),
+        cutmix=bool(cutmix),
+        long=bool(long),
     )
 
 
@@ -158,7 +172,7 @@ def run(task):
             pruning.criterion,
             pruning.distill,
             pruning.soft,
-            training=filters.finetuning(task, pruning.long),
+            training=filters.finetuning(task, pruning.cutout, pruning.cutmix, pruning.long),
             macs_reduction=pruning.macs_reduction,
             skip=streams(unpruned) if pruning.first_only else (),
         )

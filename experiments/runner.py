@@ -48,7 +48,8 @@ def main(name, profiles, run):
         config = _override(profiles[FLAGS.profile], given)
         command = f"python -m experiments.{name} --profile={FLAGS.profile} --seed={FLAGS.seed}"
         command += "".join(f" {_shown(FLAGS[key])}" for key in given)
-        run(Run(name, FLAGS.profile, FLAGS.seed, config, command, Path(FLAGS.workdir), Path(FLAGS.results)))
+        folders = Path(FLAGS.workdir), Path(FLAGS.results)
+        run(Run(name, FLAGS.profile, FLAGS.seed, config, command, *folders, given=tuple(given)))
 
     try:
         app.run(start)
@@ -118,6 +119,7 @@ class Run:
         command: the command line that repeats the run.
         workdir: folder of all runs.
         results: folder of all results.
+        given: names of the options that flags gave; the others are the profile's.
         seconds: {stage: wall-clock seconds}, kept over interruptions.
         notices: what must be said again at the end.
         baseline: digest of the weights that everything else starts from, once they are there.
@@ -130,6 +132,7 @@ class Run:
     command: str
     workdir: Path
     results: Path
+    given: tuple = ()
     seconds: dict = dataclasses.field(default_factory=dict)
     notices: list = dataclasses.field(default_factory=list)
     baseline: str = ""

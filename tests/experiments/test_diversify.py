@@ -34,6 +34,8 @@ def test_names_of_variants():
     assert (plain.distill, plain.cutout, plain.long) == (True, False, False)
     hidden = parse("diversity-b-cutout-long", Config(model="vgg16", baseline_cutout=8))
     assert (hidden.distill, hidden.cutout, hidden.long, hidden.steps) == (True, True, True, 1)
+    mixed = parse("diversity-b-cutmix-long", config)
+    assert (mixed.cutout, mixed.cutmix, mixed.long, plain.cutmix) == (False, True, True, False)
     tau = parse("redundancy-tau0.54", config)
     assert (tau.criterion.name, tau.criterion.threshold, tau.cuts) == ("redundancy", 0.54, None)
     assert parse("geometric_median-given", config).cuts is None and config.thresholds == (0.5,)
@@ -166,7 +168,7 @@ def test_bad_configurations_are_named(fields, message):
     ("flags", "message"),
     [
         (["--variants=diversity-given", "--thresholds=0.1,0.2"], "resnet8 has 3 layers to prune: stage1_block1_conv1"),
-        (["--baseline=nowhere.keras"], "nowhere.keras is no baseline of resnet8"),
+        (["--baseline=nowhere.keras"], "nowhere.keras is no baseline of this resnet8"),
     ],
 )
 @pytest.mark.slow

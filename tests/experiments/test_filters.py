@@ -11,22 +11,58 @@ from experiments.mobilenet import PROFILES
 from experiments.resnet import streams
 from experiments.runner import Run, Split
 from tfcompress.criteria import Random
-from tfcompress.models import resnet
+from tfcompress.models import deepen, lenet5, resnet
 
 
-def test_shipped_baseline_of_other_images_is_refused():
+def test_shipped_baseline_is_taken_as_it_was_trained():
     config = PROFILES["full"]
     notes = {"training": {"epochs": 60, "weight_decay": 5e-3}}  # of before images and cutout could be chosen
-    filters._check_training("b.npz", notes, config)
-    filters._check_training("b.npz", {**notes, "train_images": 0, "held_out": 2500}, config)
-    with pytest.raises(
-        SystemExit, match=r"train_images 0, now 1000, .* --train_images=0 --held_out=2500 .*; --train_baseline"
-    ):
-        filters._check_training("b.npz", notes, dataclasses.replace(config, train_images=1000))
+    assert filters._as_trained("b.npz", notes, config, ()) == config
+    assert filters._as_trained("b.npz", {**notes, "train_images": 0, "held_out": 2500}, config, ()) == config
+    grown = {"training": {"epochs": 40, "weight_decay": 1e-3, "cutout": 8}, "grown_from": "a.npz"}
+    adopted = filters._as_trained("b.npz", grown, config, ("baseline_cutout",) if config.baseline_cutout == 8 else ())
+    assert (adopted.baseline_epochs, adopted.baseline_weight_decay) == (40, 1e-3)
+    assert (adopted.baseline_cutout, adopted.baseline_grown_from) == (8, "a.npz")
+
+
+def test_shipped_baseline_of_another_training_is_refused():
+    config = PROFILES["full"]
+    notes = {"training": {"epochs": 60, "weight_decay": 5e-3}}
+    given = dataclasses.replace(config, baseline_epochs=61, train_images=1000)
+    expected = r"train_images 0, now 1000\. .* --train_images=0; --train_baseline"
+    with pytest.raises(SystemExit, match=expected):
+        filters._as_trained("b.npz", notes, given, ())
+    with pytest.raises(SystemExit, match=r"training: epochs 60, now 61, train_images 0, now 1000\. .*_epochs=60 "):
+        filters._as_trained("b.npz", notes, given, ("baseline_epochs", "train_images"))
+    with pytest.raises(SystemExit, match=r"grown_from a\.npz, now c\.npz"):
+        other = dataclasses.replace(config, baseline_grown_from="c.npz")
+        filters._as_trained("b.npz", {**notes, "grown_from": "a.npz"}, other, ("baseline_grown_from",))
+    # What the pruned networks depend on too is never taken from a baseline.
     with pytest.raises(SystemExit, match="precision mixed_bfloat16, now float32"):
-        filters._check_training("b.npz", notes, dataclasses.replace(config, precision="float32"))
+        filters._as_trained("b.npz", notes, dataclasses.replace(config, precision="float32"), ())
     with pytest.raises(SystemExit, match="held_out 99, now 2500"):
-        filters._check_training("b.npz", {**notes, "held_out": 99}, config)
+        filters._as_trained("b.npz", {**notes, "held_out": 99}, config, ())
+
+
+def test_baseline_grows_from_a_shallower_one(tmp_path, rng):
+    shallow, model = resnet(14), resnet(26)
+    filters._save_float16(shallow, tmp_path / "b.npz", {})
+    filters.load_weights(shallow, tmp_path / "b.npz")
+    filters._grow(model, str(tmp_path / "b.npz"), rng.integers(0, 256, (256, 32, 32, 3), "uint8"))
+    expected = deepen(shallow, 26)
+    for new, old in zip(model.weights, expected.weights, strict=True):
+        if "moving" in new.path:
+            assert not np.array_equal(new, old), new.path  # they are those of the images
+        else:
+            np.testing.assert_array_equal(new, old)
+    for network, start, message in (
+        (resnet(14), "b.npz", "larger depth"),
+        (resnet(26, classes=3), "b.npz", r"no baseline of this resnet14"),
+        (resnet(26), "missing.npz", "needs the .npz of a ResNet's baseline"),
+        (lenet5(), "b.npz", "only ResNets grow"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            filters._grow(network, str(tmp_path / start), None)
 
 
 def test_weights_of_another_width_are_refused(tmp_path):

@@ -62,7 +62,9 @@ def measured(tmp_path, monkeypatch):
         **changes,
     ):
         config = dataclasses.replace(profile, variants=variants, **changes)
-        task = Run("mobilenet", "smoke", 0, config, command, tmp_path / "runs", tmp_path / "results", seconds or {})
+        task = Run(
+            "mobilenet", "smoke", 0, config, command, tmp_path / "runs", tmp_path / "results", seconds=seconds or {}
+        )
         task.baseline = baseline
         task.directory.mkdir(parents=True, exist_ok=True)
         made = []

@@ -35,6 +35,8 @@ def test_names_of_variants():
     assert (pruning.criterion.method, pruning.macs_reduction) == ("wasserstein", 0.62)
     assert pruning.first_only and not pruning.distill
     assert parse("l2-macs70-every").criterion.name == "l2" and not parse("l2-macs70-every").long
+    mixed, plain = parse("l2-macs62-every-cutout-cutmix-long"), parse("l2-macs62-every")
+    assert mixed.cutout and mixed.cutmix and mixed.long and not (plain.cutout or plain.cutmix or plain.long)
     assert parse("l2-macs62-every-nodistill-long").long and parse("l2-macs62-first-long").first_only
 
 
@@ -114,6 +116,7 @@ def test_one_more_variant_is_added_to_the_record(smoke, run_experiment):
         ({"variants": ("l2-62",)}, "criterion-macs<percent>-every"),
         ({"variants": ("l2-macs00-every",)}, "from 01 to 99"),
         ({"variants": ("l2-macs62-long",)}, "-long for three times"),
+        ({"variants": ("l2-macs62-every-cutout",)}, "needs --baseline_cutout"),
         ({"quantized": ("l3-macs62-every",)}, "geometric_median"),
         ({"qat_epochs": 0}, "qat_epochs must be at least 1. Received: 0"),
         ({"precision": "float16"}, "precision must be float32 or mixed_bfloat16. Received: 'float16'"),

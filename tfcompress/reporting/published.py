@@ -37,7 +37,7 @@ class Point:
         experiment: the experiment of ours that reproduces it.
         dataset: on this data set only.
         name: of the point.
-        variants: pattern of our variants that may stand beside it, or several with | between them.
+        variants: regular expression for the whole name of our variants that may stand beside it.
         figures: tuple of `Figure`.
     """
 

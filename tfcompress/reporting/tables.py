@@ -1,9 +1,9 @@
 """Tables: every variant of every experiment, and published | ours | verdict."""
 
 import csv
-import fnmatch
 import io
 import pathlib
+import re
 
 from tfcompress.files import write_text
 from tfcompress.reporting.published import published_points
@@ -120,10 +120,7 @@ def _choose(point, summary):
     targets = {figure.metric: figure.reach for figure in point.figures if figure.reach is not None}
     binding = {metric: limit for metric, limit in (targets or limits).items() if metric not in ACCURACY}
 
-    patterns = point.variants.split("|")
-    allowed = [
-        variant for variant in summary.variants if any(fnmatch.fnmatchcase(variant, pattern) for pattern in patterns)
-    ]
+    allowed = [variant for variant in summary.variants if re.fullmatch(point.variants, variant)]
     held_out = "val_top1"
     if all("val_divergence" in summary.variants[variant] for variant in allowed):
         held_out = "val_divergence"
