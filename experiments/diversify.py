@@ -59,7 +59,11 @@ LARGEST_SHIPPED = 10_000_000  # bytes of a pruned network that goes into the res
 class Config(filters.Config):
     """Configuration whose variants are checked before anything runs."""
 
-    quantized: tuple = option((), "those of them brought to int8, or float32; none: those by diversity", identity=False)
+    quantized: tuple = option(
+        (),
+        f"brought to int8: variants, float32 or {measure.NOTHING!r}; by default those by diversity",
+        identity=False,
+    )
     thresholds: tuple = option(
         (), "cosines for the variants -given, one for each layer, front to back", identity="if given"
     )
@@ -202,7 +206,7 @@ def run(task):
         task.publish_text(f"{name}.layers.csv", layers_csv(plan, thresholds if decisive else {}))
         variants.append(measure.export(task, name, model, model, "float32"))
     diversified = [name for name in plans if name.startswith("diversity")]
-    for name in config.quantized or diversified:
+    for name in filters.to_quantize(config, diversified):
         so_far(variants)
         variants.append(filters.quantize(task, name, networks[name], unpruned, split))
     for name in diversified:

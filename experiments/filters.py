@@ -50,15 +50,22 @@ class Config(Training):
     """The configuration where only some of the pruned networks are quantized."""
 
     quantized: tuple = option(
-        (), "networks brought to int8, float32 among them; none: float32 and the first variant", identity=False
+        (),
+        f"brought to int8: variants, float32 or {measure.NOTHING!r}; by default float32 and the first variant",
+        identity=False,
     )
 
 
 def check_quantized(config, variants):
     """Refuses to quantize what is not among the pruned networks."""
-    missing = set(config.quantized) - {"float32", *variants}
+    missing = set(config.quantized) - {"float32", *([measure.NOTHING] if len(config.quantized) == 1 else []), *variants}
     if missing:
         raise ValueError(f"quantized must be among the variants, {', '.join(variants)}. Received: {sorted(missing)}")
+
+
+def to_quantize(config, default):
+    """The networks that a configuration brings to int8; the default ones where it names none."""
+    return () if config.quantized == (measure.NOTHING,) else config.quantized or default
 
 
 def baseline(task, build, split, start="", ship=True):

@@ -10,6 +10,8 @@ import numpy as np
 
 from experiments.runner import write_json
 
+NOTHING = "nothing"  # what --quantized names where no network is to be brought to int8
+
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
@@ -210,8 +212,13 @@ def _both(before, now, needed):
     words, named = zip(*map(_split, (last, now)))
     if words[0] != words[1] or not named[0] or named[0].keys() != named[1].keys() or needed - named[0].keys():
         return " && ".join(dict.fromkeys([*others, last, now]))
-    lists = [f"{flag}={','.join(dict.fromkeys(named[0][flag] + named[1][flag]))}" for flag in named[0]]
+    merged = {flag: dict.fromkeys(named[0][flag] + named[1][flag]) for flag in named[0]}
+    lists = [f"{flag}={','.join(_unless_alone(NOTHING, names))}" for flag, names in merged.items()]
     return " && ".join([*others, " ".join([*words[0], *lists])])
+
+
+def _unless_alone(word, names):
+    return [name for name in names if name != word or len(names) == 1]
 
 
 def _split(command):

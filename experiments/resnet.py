@@ -185,7 +185,7 @@ def run(task):
         networks[name] = model
         papers = macs_cut_papers(unpruned, plan)
         variants.append(measure.export(task, name, model, model, "float32", macs_cut_papers=papers))
-    for name in config.quantized or list(networks)[:2]:
+    for name in filters.to_quantize(config, list(networks)[:2]):
         measure.record_so_far(task, dataset, split, variants, chosen)
         variants.append(filters.quantize(task, name, networks[name], unpruned, split))
     measure.record(task, dataset, split, variants, chosen)

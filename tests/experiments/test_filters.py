@@ -8,7 +8,7 @@ import pytest
 import tfcompress as tfc
 from experiments import filters
 from experiments.mobilenet import PROFILES
-from experiments.resnet import streams
+from experiments.resnet import Config, streams
 from experiments.runner import Run, Split
 from tfcompress.criteria import Random
 from tfcompress.models import deepen, lenet5, resnet
@@ -63,6 +63,15 @@ def test_baseline_grows_from_a_shallower_one(tmp_path, rng):
     ):
         with pytest.raises(SystemExit, match=message):
             filters._grow(network, str(tmp_path / start), None)
+
+
+def test_networks_to_quantize():
+    config = Config(model="resnet20", variants=("l2-macs54-every",))
+    assert filters.to_quantize(config, ["float32"]) == ["float32"]
+    for names, expected in ((("l2-macs54-every",), ("l2-macs54-every",)), (("nothing",), ())):
+        assert filters.to_quantize(dataclasses.replace(config, quantized=names), ["float32"]) == expected
+    with pytest.raises(ValueError, match=r"among the variants, l2-macs54-every\. Received: \['nothing'\]"):
+        dataclasses.replace(config, quantized=("float32", "nothing"))
 
 
 def test_weights_of_another_width_are_refused(tmp_path):

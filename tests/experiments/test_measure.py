@@ -1,6 +1,7 @@
 """A run that is stopped leaves a record of what it has measured, and a finished one is not measured twice."""
 
 import dataclasses
+import functools
 import json
 from types import SimpleNamespace
 
@@ -115,6 +116,17 @@ def test_commands_that_leave_open_what_is_quantized_stay_two(measured):
     profile, variants = resnet.PROFILES["smoke"], ("l2-macs54-every",)
     measured(one, "float32", profile=profile, variants=variants)
     assert measured(other, "float32", profile=profile, variants=variants)["command"] == f"{one} && {other}"
+
+
+def test_nothing_to_quantize_is_named_only_where_nothing_is(measured):
+    command = "python -m experiments.resnet --variants"
+    profile = resnet.PROFILES["smoke"]
+    added = functools.partial(measured, profile=profile, variants=("l2-macs54-every",))
+    one = added(f"{command}=a --quantized=nothing", "float32")["command"]
+    two = added(f"{command}=b --quantized=nothing", "float32")["command"]
+    three = added(f"{command}=c --quantized=c", "float32")["command"]
+    assert one == f"{command}=a --quantized=nothing" and two == f"{command}=a,b --quantized=nothing"
+    assert three == f"{command}=a,b,c --quantized=c"
 
 
 def test_variants_of_another_baseline_are_replaced(measured, tmp_path, capsys):
