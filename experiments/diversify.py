@@ -9,7 +9,8 @@ convolutions get narrower: VGG16's dense layer does not, nor do the residual str
     python -m experiments.diversify --model=vgg16 --dataset=cifar10 --profile=full --seed=0
 
 Models: vgg16, resnet<depth>, densenet<depth>, densenet-bc<depth>. VGG16's baseline stays in the run directory, as
-baseline.keras; --baseline=<file> starts from that, or from the .npz of another ResNet's or DenseNet's results.
+baseline.keras; --baseline=<file> starts from that, or from the .npz of another ResNet's or DenseNet's results. Options
+of the baseline that no flag gives are then those that it was trained with.
 
 A variant is written criterion-point, with options behind it in this order:
 
@@ -197,7 +198,7 @@ def run(task):
             pruning.criterion,
             pruning.distill,
             steps=pruning.steps,
-            training=filters.finetuning(task, pruning.cutout, pruning.cutmix, pruning.long),
+            training=filters.finetuning(task, cutout=pruning.cutout, cutmix=pruning.cutmix, long=pruning.long),
             skip=whole(unpruned),
             ratios=ratios,
         )

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import math
+import os
+import zipfile
 
 import numpy as np
 
@@ -32,7 +34,9 @@ class Training:
     baseline_grown_from: str = option(
         "", "baseline of a shallower ResNet, an .npz of the results, that the baseline grows from", identity="if given"
     )
-    train_baseline: bool = option(False, "train the baseline even where its weights are in the results", identity=False)
+    train_baseline: bool = option(
+        False, "train the baseline, as the flags say, in the place of the one in the results", identity=False
+    )
     finetune_epochs: int = option(20, "epochs of each pruned network")
     qat_epochs: int = option(3, "epochs of quantization-aware training")
     precision: str = option("mixed_bfloat16", "arithmetic of the float trainings: float32 or mixed_bfloat16")
@@ -41,8 +45,18 @@ class Training:
     def __post_init__(self):
         check_at_least(1, self, "held_out", "baseline_epochs", "finetune_epochs", "qat_epochs")
         check_at_least(0, self, "train_images", "baseline_cutout", "baseline_weight_decay")
+        if self.baseline_grown_from and not self.model.startswith("resnet"):
+            raise ValueError(f"baseline_grown_from is for ResNets. Received: model={self.model}")
+        if self.baseline_grown_from:
+            object.__setattr__(self, "baseline_grown_from", os.path.normpath(self.baseline_grown_from))
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision must be {' or '.join(PRECISIONS)}. Received: {self.precision!r}")
+
+
+# What files from before these could be chosen do not name.
+OLD = {name: getattr(Training, name) for name in ("train_images", "held_out", "precision")}
+OLD |= {"cutout": 0, "grown_from": ""}
+UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,9 +72,12 @@ class Config(Training):
 
 def check_quantized(config, variants):
     """Refuses to quantize what is not among the pruned networks."""
-    missing = set(config.quantized) - {"float32", *([measure.NOTHING] if len(config.quantized) == 1 else []), *variants}
+    if measure.NOTHING in config.quantized[1:] + config.quantized[:-1]:
+        raise ValueError(f"quantized: {measure.NOTHING} stands alone. Received: {', '.join(config.quantized)}")
+    missing = set(config.quantized) - {"float32", measure.NOTHING, *variants}
     if missing:
-        raise ValueError(f"quantized must be among the variants, {', '.join(variants)}. Received: {sorted(missing)}")
+        allowed = ", ".join((*variants, "float32"))
+        raise ValueError(f"quantized must be among the variants, {allowed}. Received: {sorted(missing)}")
 
 
 def to_quantize(config, default):
@@ -84,8 +101,8 @@ def baseline(task, build, split, start="", ship=True):
         A Keras model.
 
     Raises:
-        SystemExit: the file is no baseline of this network, or the results hold one that was trained otherwise than the
-            flags say. Where they say nothing, `task.config` becomes what it was trained with.
+        SystemExit: the file is no baseline of this network, or the weights were trained otherwise than the flags say.
+            Where they say nothing, the task adopts what the file says.
     """
     import keras
 
@@ -93,29 +110,29 @@ def baseline(task, build, split, start="", ship=True):
 
     keras.utils.set_random_seed(task.config.baseline_seed)
     model = or_exit(build)
+    shipped = task.results / task.experiment / f"baseline-{task.profile}-seed{task.config.baseline_seed}.npz"
     if start:
         print(f"\n== baseline: weights of {start}", flush=True)
-        load_weights(model, start)
+        if notes := load_weights(model, start):
+            _adopt_training(task, start, notes, ("held_out",))
+    elif shipped.exists() and not task.config.train_baseline:
+        print(f"\n== baseline: weights of {shipped} (--train_baseline trains others in their place)", flush=True)
+        notes = load_weights(model, shipped, "another folder of --results takes one of its own")
+        _adopt_training(task, shipped, notes, ("train_images", "held_out", "precision"))
+        task.seconds["baseline"] = _seconds(notes["history"])
     else:
-        _train_or_load(task, model, split, ship)
+        _train(task, model, split, shipped, ship)
     task.baseline = digest(model.get_weights())[:16]
     return model
 
 
-def _train_or_load(task, model, split, ship):
+def _train(task, model, split, shipped, ship):
     from tfcompress.training import TrainingConfig, accuracy, fit
     from tfcompress.training.checkpoint import digest
 
     config = task.config
-    shipped = task.results / task.experiment / f"baseline-{task.profile}-seed{config.baseline_seed}.npz"
-    if shipped.exists() and not config.train_baseline:
-        print(f"\n== baseline: weights of {shipped} (--train_baseline trains them again)", flush=True)
-        notes = load_weights(model, shipped)
-        task.seconds["baseline"] = _seconds(notes["history"])
-        task.config = _as_trained(shipped, notes, config, task.given)
-        return
     if config.baseline_grown_from:
-        _grow(model, config.baseline_grown_from, split.train[0])
+        _grow(task, model, split)
     training = TrainingConfig(
         epochs=config.baseline_epochs,
         learning_rate=0.1,
@@ -141,7 +158,8 @@ def _train_or_load(task, model, split, ship):
         "training": dataclasses.asdict(training),
         "train_images": config.train_images,
         "held_out": config.held_out,
-        "grown_from": config.baseline_grown_from,
+        "grown_from": task.identity.get("baseline_grown_from", ""),
+        "images": digest([split.train[0]])[:16],
         "val_top1": accuracy(model, *split.validation),
         "history": history,
     }
@@ -152,26 +170,34 @@ def _train_or_load(task, model, split, ship):
         write_json(shipped.with_suffix(".json"), notes)
 
 
-def _grow(model, start, images):
+def _grow(task, model, split):
     """Gives a ResNet the weights of a shallower one's baseline, as `deepen` repeats them.
 
-    Raises:
-        SystemExit: the network is no ResNet, or the file holds no shallower one with its classes.
-    """
-    from tfcompress import recalibrate
-    from tfcompress.models import deepen, resnet
+    BatchNorm's statistics are still the shallow network's: the training that follows gives it others before they count.
 
-    if not model.name.startswith("resnet"):
-        raise SystemExit(f"only ResNets grow from a baseline (--baseline_grown_from). Received: {model.name}")
+    Raises:
+        SystemExit: the file holds no shallower ResNet with these classes, or one that has seen other images: some of
+            those that are held out now, maybe.
+    """
+    from tfcompress.models import deepen, resnet
+    from tfcompress.training.checkpoint import digest
+
+    start = task.config.baseline_grown_from
     try:
         with np.load(start) as stored:
             convolutions = sum(stored[name].ndim == 4 for name in stored.files)
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"--baseline_grown_from needs the .npz of a ResNet's baseline. Received: {error}") from error
-    shallow = or_exit(resnet, convolutions + 1, model.output_shape[-1])
-    load_weights(shallow, start)
+        shallow = resnet(convolutions + 1, model.output_shape[-1])
+    except (*UNREADABLE, AttributeError, TypeError) as error:
+        raise SystemExit(f"--baseline_grown_from needs the .npz of a ResNet's baseline: {start}: {error}") from error
+    notes = {**OLD, **load_weights(shallow, start)}
+    now = {**dataclasses.asdict(task.config), "images": digest([split.train[0]])[:16]}
+    others = [name for name in ("train_images", "held_out", "images") if notes.get(name, now[name]) != now[name]]
+    if others:
+        raise SystemExit(
+            f"--baseline_grown_from: {start} was trained on other images: "
+            + ", ".join(f"{name} {notes[name]}, now {now[name]}" for name in others)
+        )
     model.set_weights(or_exit(deepen, shallow, int(model.name.removeprefix("resnet"))).get_weights())
-    recalibrate(model, images[:1024].astype("float32") / 255, batch_size=128)
 
 
 def prune_and_finetune(
@@ -293,7 +319,7 @@ def cached(task, teacher):
     return CachedTeacher(teacher, task.workdir / "teacher")
 
 
-def finetuning(task, cutout=False, cutmix=False, long=False):
+def finetuning(task, *, cutout=False, cutmix=False, long=False):
     """The hyperparameters of a fine-tuning.
 
     Args:
@@ -362,33 +388,38 @@ def _save_float16(model, path, notes):
         np.savez(part, notes=np.array(json.dumps(notes)), **arrays)
 
 
-def _as_trained(path, notes, config, given):
-    """The configuration with the options that shipped weights were trained with.
+def _adopt_training(task, path, notes, same):
+    """Makes the options that no flag gave those that weights were trained with.
+
+    Args:
+        task: the `Run`.
+        path: the file of the weights.
+        notes: what `_save_float16` wrote beside them.
+        same: options that must be as they were, since more than the baseline depends on them.
 
     Raises:
-        SystemExit: an option that was given is another one, or one that more than the baseline depends on is.
+        SystemExit: one of these differs, or an option that a flag gave.
     """
-    # Files from before these could be chosen do not name them.
-    old = {name: getattr(Training, name) for name in ("train_images", "held_out", "precision")}
-    trained = {**old, "cutout": 0, "grown_from": "", **notes["training"], **notes}
+    trained = {**OLD, **notes["training"], **notes}
     flags = {name: f"baseline_{name}" for name in ("epochs", "cutout", "weight_decay", "grown_from")}
-    adopted = {flag: trained[name] for name, flag in flags.items() if flag not in given}
-    config = dataclasses.replace(config, **adopted)
-    flags |= {name: name for name in ("train_images", "held_out", "precision")}
-    others = {name: flag for name, flag in flags.items() if trained[name] != getattr(config, flag)}
+    task.adopt({flag: trained[name] for name, flag in flags.items() if flag not in task.given})
+    flags |= {name: name for name in same}
+    others = {name: flag for name, flag in flags.items() if trained[name] != getattr(task.config, flag)}
     if others:
         raise SystemExit(
             f"{path} is of another training: "
-            + ", ".join(f"{name} {trained[name]}, now {getattr(config, flag)}" for name, flag in others.items())
+            + ", ".join(f"{name} {trained[name]}, now {getattr(task.config, flag)}" for name, flag in others.items())
             + ". To start from it: "
             + " ".join(f"--{flag}={trained[name]}" for name, flag in others.items())
-            + "; --train_baseline puts another in its place"
         )
-    return config
 
 
-def load_weights(model, path):
-    """Copies the weights of a file into a network, or says that they are those of another one; returns its notes."""
+def load_weights(model, path, hint=""):
+    """Copies the weights of a file into a network; returns its notes, {} for those of a `.keras`.
+
+    Raises:
+        SystemExit: they are those of another network, or cannot be read. The hint says what else can be done.
+    """
     from tfcompress.models import load_model
 
     try:
@@ -396,14 +427,13 @@ def load_weights(model, path):
             return _load_float16(model, path)
         model.set_weights(load_model(path).get_weights())
         return {}
-    except (OSError, ValueError) as error:
-        raise SystemExit(
-            f"{path} is no baseline of this {model.name}: {error}. Another folder of --results takes one of its own"
-        ) from error
+    except UNREADABLE as error:
+        raise SystemExit(f"{path} is no baseline of this {model.name}: {error}" + (hint and f"; {hint}")) from error
 
 
 def _load_float16(model, path):
     """Copies what `_save_float16` wrote into a network; returns the notes."""
     with np.load(path) as stored:
+        notes = json.loads(str(stored["notes"]))
         model.set_weights([stored[name].astype("float32") for name in sorted(stored.files) if name != "notes"])
-        return json.loads(str(stored["notes"]))
+        return notes

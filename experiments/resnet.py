@@ -1,4 +1,4 @@
-r"""ResNet20, 56 and 110 on CIFAR-10: filter pruning via distribution fitting (Zhang, Kou & Liu 2022).
+"""ResNet20, 56 and 110 on CIFAR-10: filter pruning via distribution fitting (Zhang, Kou & Liu 2022).
 
 Paper: Computer Technology and Development 32(12):136-141, doi 10.3969/j.issn.1673-629X.2022.12.021: ResNet110, more
 than 62 % of the FLOPs cut, 0.14 lost. Reconstructed from the abstract; see `tfcompress.criteria.DistributionFit`. The
@@ -18,11 +18,10 @@ A variant is written criterion-macs<percent>-<widths>, with options behind it in
     l2-macs62-every-cutmix              fine-tuned on images of which half show another one in a rectangle (CutMix)
     l2-macs62-every-long                fine-tuned three times as long
 
-Where the results hold a baseline, everything starts from it, and --train_baseline trains it again. A long training gets
-shorter where it starts from a shallower network, whose blocks are repeated (`tfcompress.models.deepen`). ResNet56's:
-
-    python -m experiments.resnet --model=resnet56 --profile=full --baseline_epochs=40 --baseline_cutout=8 \
-        --baseline_grown_from=results/resnet20/baseline-full-seed0.npz
+Where the results hold a baseline, everything starts from it, trained as it was; --train_baseline puts another in its
+place. A long training gets shorter where it starts from a shallower network, whose blocks are repeated
+(`tfcompress.models.deepen`): ResNet56's has --baseline_epochs=40 --baseline_cutout=8
+--baseline_grown_from=results/resnet20/baseline-full-seed0.npz.
 
 Criteria: the names of `tfcompress.criteria`, and distribution_fit_a, _b, _c for the three readings of the paper. All
 variants start from one baseline (--baseline_seed) and, but for -long, have the same fine-tuning budget. With --variants
@@ -178,7 +177,7 @@ def run(task):
             pruning.criterion,
             pruning.distill,
             pruning.soft,
-            training=filters.finetuning(task, pruning.cutout, pruning.cutmix, pruning.long),
+            training=filters.finetuning(task, cutout=pruning.cutout, cutmix=pruning.cutmix, long=pruning.long),
             macs_reduction=pruning.macs_reduction,
             skip=streams(unpruned) if pruning.first_only else (),
         )

@@ -158,6 +158,17 @@ class Run:
         """Where the committed results of this run go."""
         return self.results / self.experiment / f"{self.profile}-seed{self.seed}"
 
+    def adopt(self, options):
+        """Sets options, {name: value}, as if flags had given them: the command then repeats the run elsewhere, too."""
+        names = [field.name for field in dataclasses.fields(self.config)]
+        for name in sorted(options, key=names.index):
+            if getattr(self.config, name) == options[name]:
+                continue
+            later = [self.command.find(f" --{other}=") for other in names[names.index(name) + 1 :]]
+            at = min((place for place in later if place >= 0), default=len(self.command))
+            self.command = f"{self.command[:at]} --{name}={_without_folder(options[name])}{self.command[at:]}"
+        self.config = dataclasses.replace(self.config, **options)
+
     @contextmanager
     def stage(self, name):
         """Announces a stage, gives it its directory and notes its wall-clock time in `seconds`.

@@ -1,6 +1,7 @@
 """A fine-tuning starts where it started, wherever it is resumed."""
 
 import dataclasses
+import zipfile
 
 import numpy as np
 import pytest
@@ -14,55 +15,112 @@ from tfcompress.criteria import Random
 from tfcompress.models import deepen, lenet5, resnet
 
 
-def test_shipped_baseline_is_taken_as_it_was_trained():
-    config = PROFILES["full"]
+def _task(folder, given=(), command="run --variants=l2-macs54-every", **options):
+    return Run("resnet20", "full", 0, Config(model="resnet20", **options), command, folder, folder, given)
+
+
+def test_baseline_is_taken_as_it_was_trained(tmp_path):
     notes = {"training": {"epochs": 60, "weight_decay": 5e-3}}  # of before images and cutout could be chosen
-    assert filters._as_trained("b.npz", notes, config, ()) == config
-    assert filters._as_trained("b.npz", {**notes, "train_images": 0, "held_out": 2500}, config, ()) == config
+    same = ("train_images", "held_out", "precision")
+    for more in ({}, {"train_images": 0, "held_out": 2500, "images": "aa"}):
+        task = _task(tmp_path)
+        filters._adopt_training(task, "b.npz", {**notes, **more}, same)
+        assert task.config == Config(model="resnet20") and task.command == "run --variants=l2-macs54-every"
     grown = {"training": {"epochs": 40, "weight_decay": 1e-3, "cutout": 8}, "grown_from": "a.npz"}
-    adopted = filters._as_trained("b.npz", grown, config, ("baseline_cutout",) if config.baseline_cutout == 8 else ())
-    assert (adopted.baseline_epochs, adopted.baseline_weight_decay) == (40, 1e-3)
-    assert (adopted.baseline_cutout, adopted.baseline_grown_from) == (8, "a.npz")
+    command = "run --baseline_cutout=8 --variants=l2-macs54-every"
+    task = _task(tmp_path, ("baseline_cutout", "variants"), command, baseline_cutout=8)
+    filters._adopt_training(task, "b.npz", grown, same)
+    assert (task.config.baseline_epochs, task.config.baseline_weight_decay) == (40, 1e-3)
+    assert (task.config.baseline_cutout, task.config.baseline_grown_from) == (8, "a.npz")
+    # The command that trains the same elsewhere, with its flags in the order of every command.
+    assert task.command == (
+        "run --baseline_epochs=40 --baseline_cutout=8 --baseline_weight_decay=0.001 --baseline_grown_from=a.npz "
+        "--variants=l2-macs54-every"
+    )
 
 
-def test_shipped_baseline_of_another_training_is_refused():
-    config = PROFILES["full"]
-    notes = {"training": {"epochs": 60, "weight_decay": 5e-3}}
-    given = dataclasses.replace(config, baseline_epochs=61, train_images=1000)
-    expected = r"train_images 0, now 1000\. .* --train_images=0; --train_baseline"
-    with pytest.raises(SystemExit, match=expected):
-        filters._as_trained("b.npz", notes, given, ())
-    with pytest.raises(SystemExit, match=r"training: epochs 60, now 61, train_images 0, now 1000\. .*_epochs=60 "):
-        filters._as_trained("b.npz", notes, given, ("baseline_epochs", "train_images"))
-    with pytest.raises(SystemExit, match=r"grown_from a\.npz, now c\.npz"):
-        other = dataclasses.replace(config, baseline_grown_from="c.npz")
-        filters._as_trained("b.npz", {**notes, "grown_from": "a.npz"}, other, ("baseline_grown_from",))
-    # What the pruned networks depend on too is never taken from a baseline.
-    with pytest.raises(SystemExit, match="precision mixed_bfloat16, now float32"):
-        filters._as_trained("b.npz", notes, dataclasses.replace(config, precision="float32"), ())
-    with pytest.raises(SystemExit, match="held_out 99, now 2500"):
-        filters._as_trained("b.npz", {**notes, "held_out": 99}, config, ())
+@pytest.mark.parametrize(
+    ("options", "given", "notes", "message"),
+    [
+        ({"train_images": 9}, (), {}, r"training: train_images 0, now 9\. To start from it: --train_images=0$"),
+        ({"baseline_epochs": 61}, ("baseline_epochs",), {}, r"epochs 60, now 61\. .*: --baseline_epochs=60$"),
+        ({"baseline_grown_from": "./c.npz"}, ("baseline_grown_from",), {"grown_from": "a.npz"}, r"a\.npz, now c\.npz"),
+        # What the pruned networks depend on too is never taken from a baseline.
+        ({"precision": "float32"}, (), {}, "precision mixed_bfloat16, now float32"),
+        ({}, (), {"held_out": 99}, "held_out 99, now 2500"),
+    ],
+)
+def test_baseline_of_another_training_is_refused(tmp_path, options, given, notes, message):
+    task = _task(tmp_path, given, **options)
+    notes = {"training": {"epochs": 60, "weight_decay": 5e-3}, **notes}
+    with pytest.raises(SystemExit, match=message):
+        filters._adopt_training(task, "b.npz", notes, ("train_images", "held_out", "precision"))
 
 
-def test_baseline_grows_from_a_shallower_one(tmp_path, rng):
-    shallow, model = resnet(14), resnet(26)
+def test_baseline_grows_is_shipped_and_taken_from_there(tmp_path, rng, monkeypatch):
+    def fit(model, *_, directory, **__):
+        trained.append((directory.name, model.get_weights()))
+        return [{"seconds": 2.0}]
+
+    trained, images = [], rng.integers(0, 256, (16, 32, 32, 3), "uint8")
+    monkeypatch.setattr("tfcompress.training.fit", fit)
+    monkeypatch.setattr("tfcompress.training.accuracy", lambda *_: 0.5)
+    split = Split((images, np.zeros(16, int)), (images, np.zeros(16, int)), None)
+    shallow = resnet(14)
     filters._save_float16(shallow, tmp_path / "b.npz", {})
     filters.load_weights(shallow, tmp_path / "b.npz")
-    filters._grow(model, str(tmp_path / "b.npz"), rng.integers(0, 256, (256, 32, 32, 3), "uint8"))
-    expected = deepen(shallow, 26)
-    for new, old in zip(model.weights, expected.weights, strict=True):
-        if "moving" in new.path:
-            assert not np.array_equal(new, old), new.path  # they are those of the images
-        else:
-            np.testing.assert_array_equal(new, old)
-    for network, start, message in (
-        (resnet(14), "b.npz", "larger depth"),
-        (resnet(26, classes=3), "b.npz", r"no baseline of this resnet14"),
-        (resnet(26), "missing.npz", "needs the .npz of a ResNet's baseline"),
-        (lenet5(), "b.npz", "only ResNets grow"),
+    start = str(tmp_path / "b.npz")
+    options = {"baseline_cutout": 8, "baseline_epochs": 40, "baseline_grown_from": start}
+    filters.baseline(_task(tmp_path, **options), lambda: resnet(20), split)
+    ((folder, weights),) = trained
+    assert folder.startswith("resnet20-full-baseline0-40epochs-cutout8-decay0.005-grown")
+    for new, old in zip(weights, deepen(shallow, 20).get_weights(), strict=True):
+        np.testing.assert_array_equal(new, old)
+    # Another run starts from it, and its configuration is that of the first, but for the folder of this machine.
+    task = _task(tmp_path)
+    filters.baseline(task, lambda: resnet(20), split)
+    assert len(trained) == 1 and task.seconds == {"baseline": 2.0}
+    assert task.identity == {**_task(tmp_path, **options).identity, "baseline_grown_from": "b.npz"}
+    # So does one of other results; what is held out must not have been trained on.
+    other = _task(tmp_path / "other")
+    filters.baseline(other, lambda: resnet(20), split, tmp_path / "resnet20" / "baseline-full-seed0.npz")
+    assert other.config == task.config
+    with pytest.raises(SystemExit, match="held_out 2500, now 99"):
+        filters.baseline(_task(tmp_path, held_out=99), lambda: resnet(20), split)
+
+
+def test_baseline_that_nothing_can_grow_from_is_refused(tmp_path, rng):
+    images = rng.integers(0, 256, (16, 32, 32, 3), "uint8")
+    split = Split((images, None), None, None)
+    filters._save_float16(resnet(14), tmp_path / "resnet14.npz", {})
+    filters._save_float16(resnet(14), tmp_path / "seen.npz", {"held_out": 99, "images": "aa"})
+    filters._save_float16(lenet5(), tmp_path / "lenet.npz", {})
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "resnet14.npz").read_bytes()[:1000])
+    np.savez(tmp_path / "weights.npz", *(weights for weights in resnet(14).get_weights()))
+    with zipfile.ZipFile(tmp_path / "model.keras", "w") as file:
+        file.writestr("config.json", "{}")
+    for name, model, message in (
+        ("resnet14.npz", resnet(14), "larger depth"),
+        ("resnet14.npz", resnet(20, classes=3), "no baseline of this resnet14"),
+        ("seen.npz", resnet(20), r"other images: held_out 99, now 2500, images aa, now \w{16}$"),
+        ("lenet.npz", resnet(20), "needs the .npz of a ResNet's baseline: .*depth must be 6n"),
+        ("cut.npz", resnet(20), "needs the .npz of a ResNet's baseline"),
+        ("model.keras", resnet(20), "needs the .npz of a ResNet's baseline"),
+        ("missing.npz", resnet(20), "needs the .npz of a ResNet's baseline"),
+        ("weights.npz", resnet(20), "no baseline of this resnet14"),
     ):
         with pytest.raises(SystemExit, match=message):
-            filters._grow(network, str(tmp_path / start), None)
+            filters._grow(_task(tmp_path, baseline_grown_from=str(tmp_path / name)), model, split)
+    with pytest.raises(ValueError, match=r"baseline_grown_from is for ResNets\. Received: model=mobilenet"):
+        dataclasses.replace(PROFILES["full"], baseline_grown_from="b.npz")
+
+
+def test_finetuning_takes_each_option(tmp_path):
+    task = _task(tmp_path, baseline_cutout=6)
+    plain = filters.finetuning(task)
+    assert (plain.epochs, plain.cutout, plain.cutmix) == (20, 0, 0)
+    for option, field, value in (("cutout", "cutout", 6), ("cutmix", "cutmix", 0.5), ("long", "epochs", 60)):
+        assert filters.finetuning(task, **{option: True}) == dataclasses.replace(plain, **{field: value})
 
 
 def test_networks_to_quantize():
@@ -70,7 +128,7 @@ def test_networks_to_quantize():
     assert filters.to_quantize(config, ["float32"]) == ["float32"]
     for names, expected in ((("l2-macs54-every",), ("l2-macs54-every",)), (("nothing",), ())):
         assert filters.to_quantize(dataclasses.replace(config, quantized=names), ["float32"]) == expected
-    with pytest.raises(ValueError, match=r"among the variants, l2-macs54-every\. Received: \['nothing'\]"):
+    with pytest.raises(ValueError, match=r"nothing stands alone\. Received: float32, nothing"):
         dataclasses.replace(config, quantized=("float32", "nothing"))
 
 

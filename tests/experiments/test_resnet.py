@@ -101,7 +101,7 @@ def test_one_more_variant_is_added_to_the_record(smoke, run_experiment):
     assert "baseline-smoke-seed0.npz" in more.stdout and more.stdout.count("epoch 3/3") == 1
     other = run_experiment("resnet", smoke, "--profile=smoke", "--baseline_epochs=3")
     assert other.returncode == 1 and "of another training: epochs 2, now 3" in other.stderr
-    assert "To start from it: --baseline_epochs=2; --train_baseline" in other.stderr
+    assert "To start from it: --baseline_epochs=2" in other.stderr
     (extended,) = read_records(smoke / "results")
     assert [row.variant for row in extended.rows] == [*rows, variant]
     assert [row.top1_tflite for row in extended.rows[:-1]] == [row.top1_tflite for row in record.rows]

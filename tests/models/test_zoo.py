@@ -37,15 +37,16 @@ def test_deeper_resnet_differs_by_the_square_of_its_steps(shortcut, rng):
         for layer in shallow.layers:
             if layer.name.endswith("_conv2_bn"):
                 layer.gamma.assign(np.full(layer.gamma.shape, size))
+                layer.beta.assign(np.linspace(-size, 2 * size, layer.beta.shape[0]))
         deeper = deepen(shallow, 38)
         if not divided:
             for layer in deeper.layers:
                 if layer.name.endswith("_conv2_bn"):
-                    layer.gamma.assign(np.full(layer.gamma.shape, size))
+                    layer.beta.assign(np.linspace(-size, 2 * size, layer.beta.shape[0]))
         return np.abs(np.asarray(deeper(x) - shallow(x))).max()
 
     assert difference(0.01) / difference(0.005) == pytest.approx(4, rel=0.3)
-    # The control: with whole branches the difference is of their size.
+    # The control: where the constant parts are whole in every step, the difference is of their size.
     assert difference(0.01, divided=False) / difference(0.005, divided=False) == pytest.approx(2, rel=0.3)
 
 

@@ -4,6 +4,8 @@ import csv
 import dataclasses
 import hashlib
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import pytest
 from tfcompress.reporting import (
     Record,
     Row,
+    read_records,
     write_filter_norms,
     write_record,
     write_similarities,
@@ -304,6 +307,15 @@ def test_published_numbers_have_sources():
     assert {"lenet", "mobilenet", "resnet110", "vgg16-cifar10", "vgg16-cifar100"} <= experiments
     for point in points:
         assert all(figure.metric in METRICS and (figure.published is None or figure.source) for figure in point.figures)
+
+
+def test_every_published_point_names_variants_that_there_are():
+    """Those in the results, or those of an experiment that has none yet."""
+    records = read_records(Path(__file__).parents[2] / "results")
+    names = {row.variant for record in records for row in record.rows}
+    names |= {"diversity-b", "diversity-b-int8-qat", "diversity-beyond", "l1-b", "redundancy-b", "geometric_median-b"}
+    for point in published_points():
+        assert any(re.fullmatch(point.variants, name) for name in names), (point.name, point.variants)
 
 
 def test_readme_gets_the_comparisons_of_full_runs_between_its_marks(results):

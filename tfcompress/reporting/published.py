@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import pathlib
+import re
 
 from tfcompress.reporting.summary import METRICS
 
@@ -52,14 +53,23 @@ def published_points():
     """All points, in the order of the file.
 
     Raises:
-        ValueError: a row names an unknown metric or a published number lacks its source.
+        ValueError: a row names an unknown metric, or variants by what is no regular expression, or a published number
+            lacks its source.
     """
     points = {}
     with open(pathlib.Path(__file__).with_name("published.csv"), newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
+            _check_pattern(row)
             key = (row["experiment"], row["dataset"], row["point"], row["variants"])
             points.setdefault(key, []).append(_figure(row))
     return [Point(*key, tuple(figures)) for key, figures in points.items()]
+
+
+def _check_pattern(row):
+    try:
+        re.compile(row["variants"])
+    except re.error as error:
+        raise ValueError(f"published.csv: {row['variants']!r} is no regular expression ({error}) in {row}") from error
 
 
 def _figure(row):

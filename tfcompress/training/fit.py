@@ -65,8 +65,8 @@ def fit(
         identity: what else makes this training another one, a dict for JSON: the settings of the callbacks, say.
 
     Returns:
-        The history: a list of dicts with epoch, learning_rate, loss, accuracy, val_accuracy (None without validation)
-        and seconds.
+        The history: a list of dicts with epoch, learning_rate, loss, accuracy (of images mixed by `cutmix`, that of the
+        larger part), val_accuracy (None without validation) and seconds.
 
     Raises:
         ValueError: images, labels and model do not fit together, the model takes integers, model or teacher end in a
