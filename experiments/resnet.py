@@ -13,7 +13,9 @@ A variant is written criterion-macs<percent>-<widths>, with options behind it in
     l2-macs62-first                     only the first convolution of each block gets narrower
     l2-macs62-every-nodistill           fine-tuned on the labels alone, without the baseline as a teacher
     l2-macs62-every-soft                the papers' soft pruning: filters are zeroed after every epoch of the
-                                        fine-tuning, may come back in the next, and are removed at its end
+                                        fine-tuning, may come back in the next, and are removed at its end; not by
+                                        distribution fitting, which keeps small filters, too: it would swap half of
+                                        the trained ones for zeroed ones in every epoch
     l2-macs62-every-cutout              fine-tuned on images with squares hidden, as those of --baseline_cutout
     l2-macs62-every-cutmix              fine-tuned on images of which half show another one in a rectangle (CutMix)
     l2-macs62-every-long                fine-tuned three times as long
@@ -48,7 +50,7 @@ VARIANTS = (
     "distribution_fit_c-macs{}-every",
     "distribution_fit_a-macs{}-every-nodistill",
     "l2-macs{}-every-nodistill",
-    "distribution_fit_a-macs{}-every-soft",
+    "l2-macs{}-every-soft",
 )
 BEYOND = ("distribution_fit_a-macs70-every", "distribution_fit_a-macs75-every")
 # The published cuts in percent, of Zhang et al. and of FPGM.
@@ -89,7 +91,7 @@ def parse(name):
 
     Raises:
         ValueError: for one that is not written criterion-macs<percent>-every|first, with or without -nodistill, -soft,
-            -cutout, -cutmix, -long.
+            -cutout, -cutmix, -long, or for soft pruning by distribution fitting.
     """
     from tfcompress import criteria
 
@@ -106,6 +108,10 @@ def parse(name):
     fit, _, method = criterion.rpartition("_")
     if fit == "distribution_fit" and method in METHODS:
         criterion = criteria.DistributionFit(METHODS[method])
+    if soft and isinstance(criteria.get(criterion), criteria.DistributionFit):
+        raise ValueError(
+            f"{name}: distribution fitting keeps filters that soft pruning has just zeroed, in the place of others"
+        )
     return Pruning(
         criteria.get(criterion),
         int(percent) / 100,

@@ -40,6 +40,15 @@ def test_names_of_variants():
     assert parse("l2-macs62-every-nodistill-long").long and parse("l2-macs62-first-long").first_only
 
 
+def test_distribution_fitting_keeps_filters_that_were_just_zeroed(rng):
+    """Why it does not prune softly: half of what it kept goes in the next epoch; by norm, the same filters stay."""
+    filters = rng.normal(size=(16, 27))
+    for criterion, same in (("l2", 8), ("distribution_fit", 4)):
+        kept = tfc.criteria.get(criterion).keep(filters, 8)
+        silenced = np.where(np.isin(np.arange(16), kept)[:, None], filters, 0)
+        assert len(np.intersect1d(kept, tfc.criteria.get(criterion).keep(silenced, 8))) == same
+
+
 def test_selected_is_the_best_of_those_cut_enough():
     def row(name, val_top1, macs, papers=0.5):
         return Row(name, 0.9, 1, macs, 0.0, 1, 1, val_top1=val_top1, macs_cut_papers=papers)
@@ -119,6 +128,7 @@ def test_one_more_variant_is_added_to_the_record(smoke, run_experiment):
         ({"variants": ("l2-macs00-every",)}, "from 01 to 99"),
         ({"variants": ("l2-macs62-long",)}, "-long for three times"),
         ({"variants": ("l2-macs62-every-cutout",)}, "needs --baseline_cutout"),
+        ({"variants": ("distribution_fit_b-macs62-every-soft",)}, "keeps filters that soft pruning has just zeroed"),
         ({"quantized": ("l3-macs62-every",)}, "geometric_median"),
         ({"qat_epochs": 0}, "qat_epochs must be at least 1. Received: 0"),
         ({"precision": "float16"}, "precision must be float32 or mixed_bfloat16. Received: 'float16'"),

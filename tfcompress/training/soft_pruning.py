@@ -23,7 +23,9 @@ class SoftPruning(keras.callbacks.Callback):
 
     Args:
         model: the Keras model that `fit` trains.
-        criterion: as for `prune_channels`. It judges the filters as they are after the epoch.
+        criterion: as for `prune_channels`. It judges the filters as they are after the epoch, those that were zeroed
+            before it among them: one that keeps small filters, too, as distribution fitting does, swaps trained filters
+            for zeroed ones in every epoch, and the network forgets.
         path: JSON file for the plan of the last epoch; a resumed training finds it there.
         budget: the other arguments of `prune_channels`.
     """
