@@ -132,8 +132,7 @@ def parse(name, config):
         raise ValueError(f"{name}: only diversity and redundancy have a threshold")
     if tau and iterative:
         raise ValueError(f"{name}: only cuts are spread over steps, not a threshold for all layers")
-    if cutout and not config.baseline_cutout:
-        raise ValueError(f"{name} needs --baseline_cutout, which it is fine-tuned with")
+    filters.check_cutout(name, cutout, config)
     options = {"distill": not nodistill, "cutout": bool(cutout), "cutmix": bool(cutmix), "long": bool(long)}
     if tau:
         return Pruning(type(criterion)(float(tau)), None, 1, **options)

@@ -70,6 +70,12 @@ class Config(Training):
     )
 
 
+def check_cutout(name, cutout, config):
+    """Refuses a variant with cutout where the baseline, whose squares it takes, has none."""
+    if cutout and not config.baseline_cutout:
+        raise ValueError(f"{name} needs --baseline_cutout, which it is fine-tuned with")
+
+
 def check_quantized(config, variants):
     """Refuses to quantize what is not among the pruned networks."""
     if measure.NOTHING in config.quantized[1:] + config.quantized[:-1]:

@@ -67,8 +67,7 @@ class Config(filters.Config):
         if not re.fullmatch(r"resnet\d+", self.model):
             raise ValueError(f"model must be resnet20, resnet56, resnet110, ... Received: {self.model!r}")
         for name in self.variants:
-            if parse(name).cutout and not self.baseline_cutout:
-                raise ValueError(f"{name} needs --baseline_cutout, which it is fine-tuned with")
+            filters.check_cutout(name, parse(name).cutout, self)
         filters.check_quantized(self, self.variants or default_variants(self.model))
 
 
@@ -108,12 +107,13 @@ def parse(name):
     fit, _, method = criterion.rpartition("_")
     if fit == "distribution_fit" and method in METHODS:
         criterion = criteria.DistributionFit(METHODS[method])
-    if soft and isinstance(criteria.get(criterion), criteria.DistributionFit):
+    criterion = criteria.get(criterion)
+    if soft and isinstance(criterion, criteria.DistributionFit):
         raise ValueError(
             f"{name}: distribution fitting keeps filters that soft pruning has just zeroed, in the place of others"
         )
     return Pruning(
-        criteria.get(criterion),
+        criterion,
         int(percent) / 100,
         widths == "first",
         distill=not nodistill,
