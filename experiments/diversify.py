@@ -51,7 +51,6 @@ OUR_POINTS = {"a": (0.3, 0.3), "b": (0.5, 0.5)}
 COMPARED = ("l1-b", "redundancy-b", "redundancy-tau0.54", "geometric_median-b", "random-b")
 MODELS = r"vgg16|resnet\d+|densenet(-bc)?\d+"
 CUTS = r"params(\d+(?:\.\d+)?)-macs(\d+(?:\.\d+)?)"
-OPTIONS = "(-nodistill)?(-cutout)?(-cutmix)?(-long)?(-iterative)?"
 STEPS = 4  # of iterative pruning
 LARGEST_SHIPPED = 10_000_000  # bytes of a pruned network that goes into the results
 
@@ -90,20 +89,17 @@ class Pruning:
     Attributes:
         criterion: which filters go.
         cuts: (parameters, MACs) to remove, fractions; None for the given thresholds, or the criterion's own.
-        steps: in how many steps the filters go.
-        distill: whether the baseline teaches.
-        cutout: whether squares of the images are hidden, as from the baseline.
-        cutmix: whether half of the images show another one in a rectangle.
-        long: whether the fine-tuning is longer.
+        options: how what is left is fine-tuned, as in `filters.OPTIONS`.
     """
 
     criterion: object
     cuts: tuple | None
-    steps: int
-    distill: bool
-    cutout: bool
-    cutmix: bool
-    long: bool
+    options: frozenset
+
+    @property
+    def steps(self):
+        """In how many steps the filters go."""
+        return STEPS if "iterative" in self.options else 1
 
 
 def parse(name, config):
@@ -116,30 +112,29 @@ def parse(name, config):
     from tfcompress import criteria
 
     points = POINTS.get((config.model, config.dataset), OUR_POINTS)
-    match = re.fullmatch(rf"(\w+)-({'|'.join(points)}|given|tau(\d*\.?\d+)|{CUTS}){OPTIONS}", name)
-    if not match:
+    base, options = filters.split_options(name)
+    match = re.fullmatch(rf"(\w+)-({'|'.join(points)}|given|tau(\d*\.?\d+)|{CUTS})", base)
+    if not match or "soft" in options:
         raise ValueError(
             f"a variant of {config.model} on {config.dataset} is written criterion-point, with a point of "
             f"{', '.join(points)}, given, params<percent>-macs<percent> or tau<cosine>, with -nodistill, "
             f"-cutout, -cutmix, -long and -iterative behind it, in this order, for another fine-tuning (diversity-b). "
             f"Received: {name!r}"
         )
-    criterion, point, tau, params, macs, nodistill, cutout, cutmix, long, iterative = match.groups()
+    criterion, point, tau, params, macs = match.groups()
     criterion = criteria.get(criterion)
     if point == "given" and not config.thresholds:
         raise ValueError(f"{name} needs --thresholds: a cosine for each layer, front to back")
     if tau and not isinstance(criterion, criteria.Diversity | criteria.Redundancy):
         raise ValueError(f"{name}: only diversity and redundancy have a threshold")
-    if tau and iterative:
+    if tau and "iterative" in options:
         raise ValueError(f"{name}: only cuts are spread over steps, not a threshold for all layers")
-    filters.check_cutout(name, cutout, config)
-    options = {"distill": not nodistill, "cutout": bool(cutout), "cutmix": bool(cutmix), "long": bool(long)}
     if tau:
-        return Pruning(type(criterion)(float(tau)), None, 1, **options)
+        return Pruning(type(criterion)(float(tau)), None, options)
     cuts = (float(params) / 100, float(macs) / 100) if params else points.get(point)
     if cuts and not all(0 < cut < 1 for cut in cuts):
         raise ValueError(f"{name}: percents must lie between 0 and 100")
-    return Pruning(criterion, cuts, STEPS if iterative else 1, **options)
+    return Pruning(criterion, cuts, options)
 
 
 def default_variants(config):
@@ -195,9 +190,8 @@ def run(task):
             unpruned,
             split,
             pruning.criterion,
-            pruning.distill,
+            pruning.options,
             steps=pruning.steps,
-            training=filters.finetuning(task, cutout=pruning.cutout, cutmix=pruning.cutmix, long=pruning.long),
             skip=whole(unpruned),
             ratios=ratios,
         )

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import zipfile
 
 import numpy as np
@@ -16,6 +17,8 @@ from tfcompress.files import replacing, save_model, write_text
 PERCENT = r"(?!00)\d\d"
 LONG = 3  # times the epochs of any other fine-tuning
 CUTMIX = 0.5  # of the images of a fine-tuning with it
+# What stands behind the name of a variant, in this order.
+OPTIONS = ("nodistill", "soft", "cutout", "cutmix", "long", "iterative")
 PRECISIONS = ("float32", "mixed_bfloat16")  # those of TrainingConfig; to ask it would load Keras for --help
 
 
@@ -70,10 +73,11 @@ class Config(Training):
     )
 
 
-def check_cutout(name, cutout, config):
-    """Refuses a variant with cutout where the baseline, whose squares it takes, has none."""
-    if cutout and not config.baseline_cutout:
-        raise ValueError(f"{name} needs --baseline_cutout, which it is fine-tuned with")
+def split_options(name):
+    """The name of a variant without the options behind it, and these, a frozenset of names from `OPTIONS`."""
+    pattern = "".join(f"(?:-{option})?" for option in OPTIONS)
+    base, options = re.fullmatch(rf"(.*?)({pattern})", name, re.DOTALL).groups()
+    return base, frozenset(options.split("-")[1:])
 
 
 def check_quantized(config, variants):
@@ -108,7 +112,8 @@ def baseline(task, build, split, start="", ship=True):
 
     Raises:
         SystemExit: the file is no baseline of this network, or the weights were trained otherwise than the flags say.
-            Where they say nothing, the task adopts what the file says.
+            Where they say nothing, the task adopts what the file says. Also where a variant takes the baseline's
+            cutout, and there is none.
     """
     import keras
 
@@ -117,16 +122,20 @@ def baseline(task, build, split, start="", ship=True):
     keras.utils.set_random_seed(task.config.baseline_seed)
     model = or_exit(build)
     shipped = task.results / task.experiment / f"baseline-{task.profile}-seed{task.config.baseline_seed}.npz"
+    ships = shipped.exists() and not task.config.train_baseline
     if start:
         print(f"\n== baseline: weights of {start}", flush=True)
         if notes := load_weights(model, start):
             _adopt_training(task, start, notes, ("held_out",))
-    elif shipped.exists() and not task.config.train_baseline:
+    elif ships:
         print(f"\n== baseline: weights of {shipped} (--train_baseline trains others in their place)", flush=True)
         notes = load_weights(model, shipped, "another folder of --results takes one of its own")
         _adopt_training(task, shipped, notes, ("train_images", "held_out", "precision"))
         task.seconds["baseline"] = _seconds(notes["history"])
-    else:
+    hidden = [name for name in task.config.variants if "cutout" in split_options(name)[1]]
+    if hidden and not task.config.baseline_cutout:
+        raise SystemExit(f"{hidden[0]} needs --baseline_cutout, which it is fine-tuned with")
+    if not start and not ships:
         _train(task, model, split, shipped, ship)
     task.baseline = digest(model.get_weights())[:16]
     return model
@@ -207,7 +216,7 @@ def _grow(task, model, split):
 
 
 def prune_and_finetune(
-    task, name, unpruned, split, criterion, distill=True, soft=False, steps=1, training=None, **budget
+    task, name, unpruned, split, criterion, options=frozenset(), *, steps=1, training=None, **budget
 ):
     """Prunes the baseline, and trains what is left.
 
@@ -217,11 +226,12 @@ def prune_and_finetune(
         unpruned: the baseline.
         split: the `Split`.
         criterion: as for `prune_channels`.
-        distill: whether the unpruned network teaches the pruned one.
-        soft: whether filters are zeroed after every epoch of the fine-tuning, and removed at its end only.
+        options: those of `OPTIONS` that the fine-tuning has. Without "nodistill" the unpruned network teaches the
+            pruned one; with "soft", filters are zeroed after every epoch, and removed at the end only; the others are
+            those of `finetuning`, but for "iterative", which `steps` says.
         steps: in how many steps the filters go, each with its share of the epochs; the widths of the last, which
             `ratios` in the budget fix, are those of a single step.
-        training: the `TrainingConfig`; that of `finetuning` if None.
+        training: the `TrainingConfig`, whatever the options say; that of `finetuning` if None.
         budget: the other arguments of `prune_channels`.
 
     Returns:
@@ -231,15 +241,17 @@ def prune_and_finetune(
     from tfcompress.graph import clone_uncompiled, copy_weights
     from tfcompress.training import SoftPruning, fit
 
-    if steps > 1 and (soft or "ratios" not in budget):
-        raise ValueError(f"steps > 1 needs ratios, and soft=False. Received: steps={steps}, soft={soft}, {budget}")
-    arguments = {"validation": split.validation, "teacher": cached(task, unpruned) if distill else None}
+    if steps > 1 and ("soft" in options or "ratios" not in budget):
+        raise ValueError(f"steps > 1 needs ratios, and no soft pruning. Received: steps={steps}, {options}, {budget}")
+    arguments = {"validation": split.validation}
+    if "nodistill" not in options:
+        arguments["teacher"] = cached(task, unpruned)
     images = split.train[0][:1024].astype("float32") / 255
     if isinstance(criteria.get(criterion), criteria.Random):
         criterion = criteria.Random(task.seed)
-    training = training or finetuning(task)
+    training = training or finetuning(task, options)
     with task.stage(name) as directory:
-        if soft:
+        if "soft" in options:
             model = clone_uncompiled(unpruned)
             copy_weights(unpruned, model)
             pruning = SoftPruning(model, criterion, directory / "plan.json", **budget)
@@ -325,21 +337,20 @@ def cached(task, teacher):
     return CachedTeacher(teacher, task.workdir / "teacher")
 
 
-def finetuning(task, *, cutout=False, cutmix=False, long=False):
+def finetuning(task, options=frozenset()):
     """The hyperparameters of a fine-tuning.
 
     Args:
         task: the `Run`.
-        cutout: whether squares of the images are hidden, as large as those in the baseline's.
-        cutmix: whether half of the images show another one in a rectangle.
-        long: whether it takes three times as long as the others.
+        options: "cutout" hides squares of the images, as large as in the baseline's; with "cutmix", half of the images
+            show another one in a rectangle; "long" takes three times as long as the others.
     """
     from tfcompress.training import TrainingConfig
 
     return TrainingConfig(
-        epochs=task.config.finetune_epochs * (LONG if long else 1),
-        cutout=task.config.baseline_cutout if cutout else 0,
-        cutmix=CUTMIX if cutmix else 0.0,
+        epochs=task.config.finetune_epochs * (LONG if "long" in options else 1),
+        cutout=task.config.baseline_cutout if "cutout" in options else 0,
+        cutmix=CUTMIX if "cutmix" in options else 0.0,
         learning_rate=0.05,
         warmup_epochs=min(1, task.config.finetune_epochs / 4),
         weight_decay=5e-3,

@@ -67,7 +67,7 @@ class Config(filters.Config):
         if not re.fullmatch(r"resnet\d+", self.model):
             raise ValueError(f"model must be resnet20, resnet56, resnet110, ... Received: {self.model!r}")
         for name in self.variants:
-            filters.check_cutout(name, parse(name).cutout, self)
+            parse(name)
         filters.check_quantized(self, self.variants or default_variants(self.model))
 
 
@@ -78,11 +78,7 @@ class Pruning:
     criterion: object
     macs_reduction: float
     first_only: bool
-    distill: bool
-    soft: bool
-    cutout: bool
-    cutmix: bool
-    long: bool
+    options: frozenset
 
 
 def parse(name):
@@ -94,34 +90,24 @@ def parse(name):
     """
     from tfcompress import criteria
 
-    match = re.fullmatch(
-        rf"(\w+)-macs({filters.PERCENT})-(every|first)(-nodistill)?(-soft)?(-cutout)?(-cutmix)?(-long)?", name
-    )
-    if not match:
+    base, options = filters.split_options(name)
+    match = re.fullmatch(rf"(\w+)-macs({filters.PERCENT})-(every|first)", base)
+    if not match or "iterative" in options:
         raise ValueError(
             f"a variant is written criterion-macs<percent>-every or -first, with -nodistill behind it if labels alone "
             f"fine-tune it, -soft for soft pruning, -cutout or -cutmix for other images and -long for three times the "
             f"epochs, in this order (l2-macs62-every), percents from 01 to 99. Received: {name!r}"
         )
-    criterion, percent, widths, nodistill, soft, cutout, cutmix, long = match.groups()
+    criterion, percent, widths = match.groups()
     fit, _, method = criterion.rpartition("_")
     if fit == "distribution_fit" and method in METHODS:
         criterion = criteria.DistributionFit(METHODS[method])
     criterion = criteria.get(criterion)
-    if soft and isinstance(criterion, criteria.DistributionFit):
+    if "soft" in options and isinstance(criterion, criteria.DistributionFit):
         raise ValueError(
             f"{name}: distribution fitting keeps filters that soft pruning has just zeroed, in the place of others"
         )
-    return Pruning(
-        criterion,
-        int(percent) / 100,
-        widths == "first",
-        distill=not nodistill,
-        soft=bool(soft),
-        cutout=bool(cutout),
-        cutmix=bool(cutmix),
-        long=bool(long),
-    )
+    return Pruning(criterion, int(percent) / 100, widths == "first", options)
 
 
 def cut(model):
@@ -181,9 +167,7 @@ def run(task):
             unpruned,
             split,
             pruning.criterion,
-            pruning.distill,
-            pruning.soft,
-            training=filters.finetuning(task, cutout=pruning.cutout, cutmix=pruning.cutmix, long=pruning.long),
+            pruning.options,
             macs_reduction=pruning.macs_reduction,
             skip=streams(unpruned) if pruning.first_only else (),
         )

@@ -27,15 +27,13 @@ def test_names_of_variants():
     config = Config(model="vgg16", dataset="cifar100", thresholds=("0.5",))
     assert parse("diversity-b", config).cuts == (0.607, 0.375)
     assert parse("l1-params78.6-macs46", config).cuts == pytest.approx((0.786, 0.46))
-    assert not parse("random-a-nodistill", config).distill
-    assert parse("diversity-b", config).steps == 1
+    assert parse("random-a-nodistill", config).options == {"nodistill"}
+    assert (parse("diversity-b", config).options, parse("diversity-b", config).steps) == (frozenset(), 1)
+    assert parse("l1-b-nodistill-iterative", config).options == {"nodistill", "iterative"}
     assert parse("l1-b-nodistill-iterative", config).steps == 4
-    plain = parse("diversity-b", config)
-    assert (plain.distill, plain.cutout, plain.long) == (True, False, False)
     hidden = parse("diversity-b-cutout-long", Config(model="vgg16", baseline_cutout=8))
-    assert (hidden.distill, hidden.cutout, hidden.long, hidden.steps) == (True, True, True, 1)
-    mixed = parse("diversity-b-cutmix-long", config)
-    assert (mixed.cutout, mixed.cutmix, mixed.long, plain.cutmix) == (False, True, True, False)
+    assert (hidden.options, hidden.steps) == ({"cutout", "long"}, 1)
+    assert parse("diversity-b-cutmix-long", config).options == {"cutmix", "long"}
     tau = parse("redundancy-tau0.54", config)
     assert (tau.criterion.name, tau.criterion.threshold, tau.cuts) == ("redundancy", 0.54, None)
     assert parse("geometric_median-given", config).cuts is None and config.thresholds == (0.5,)
@@ -151,7 +149,7 @@ def test_recorded_thresholds_given_again_make_the_same_network(smoke, run_experi
         ({"variants": ("l1-given",)}, "needs --thresholds"),
         ({"variants": ("l1-params150-macs50",)}, "between 0 and 100"),
         ({"variants": ("l1-tau0.5",)}, "only diversity and redundancy"),
-        ({"variants": ("diversity-b-cutout",)}, "needs --baseline_cutout"),
+        ({"variants": ("diversity-b-soft",)}, "with a point of a, b, beyond, given"),
         ({"variants": ("diversity-tau0.5-iterative",)}, "only cuts are spread over steps"),
         ({"variants": ("diversity-b-iterative",), "finetune_epochs": 3}, "at least 4 finetune_epochs. Received: 3"),
         ({"quantized": ("l3-b",)}, "geometric_median"),

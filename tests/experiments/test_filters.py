@@ -76,17 +76,22 @@ def test_baseline_grows_is_shipped_and_taken_from_there(tmp_path, rng, monkeypat
     assert folder.startswith("resnet20-full-baseline0-40epochs-cutout8-decay0.005-grown")
     for new, old in zip(weights, deepen(shallow, 20).get_weights(), strict=True):
         np.testing.assert_array_equal(new, old)
-    # Another run starts from it, and its configuration is that of the first, but for the folder of this machine.
-    task = _task(tmp_path)
+    # Another run starts from it, and its configuration is that of the first, but for the folder of this machine. It
+    # hides squares because the baseline did.
+    task = _task(tmp_path, variants=("l2-macs54-every-cutout",))
     filters.baseline(task, lambda: resnet(20), split)
     assert len(trained) == 1 and task.seconds == {"baseline": 2.0}
     assert task.identity == {**_task(tmp_path, **options).identity, "baseline_grown_from": "b.npz"}
     # So does one of other results; what is held out must not have been trained on.
-    other = _task(tmp_path / "other")
+    other = _task(tmp_path / "other", variants=task.config.variants)
     filters.baseline(other, lambda: resnet(20), split, tmp_path / "resnet20" / "baseline-full-seed0.npz")
     assert other.config == task.config
     with pytest.raises(SystemExit, match="held_out 2500, now 99"):
         filters.baseline(_task(tmp_path, held_out=99), lambda: resnet(20), split)
+    plain = _task(tmp_path / "plain", variants=task.config.variants)
+    with pytest.raises(SystemExit, match="l2-macs54-every-cutout needs --baseline_cutout"):
+        filters.baseline(plain, lambda: resnet(20), split)
+    assert len(trained) == 1
 
 
 def test_baseline_that_nothing_can_grow_from_is_refused(tmp_path, rng):
@@ -120,7 +125,7 @@ def test_finetuning_takes_each_option(tmp_path):
     plain = filters.finetuning(task)
     assert (plain.epochs, plain.cutout, plain.cutmix) == (20, 0, 0)
     for option, field, value in (("cutout", "cutout", 6), ("cutmix", "cutmix", 0.5), ("long", "epochs", 60)):
-        assert filters.finetuning(task, **{option: True}) == dataclasses.replace(plain, **{field: value})
+        assert filters.finetuning(task, {option}) == dataclasses.replace(plain, **{field: value})
 
 
 def test_networks_to_quantize():
@@ -151,7 +156,7 @@ def test_random_filters_differ_with_the_seed(tmp_path, monkeypatch):
     for seed, criterion in ((0, "random"), (3, "random"), (4, Random())):
         task = Run("resnet8", "smoke", seed, PROFILES["smoke"], "", tmp_path / "runs", tmp_path / "results")
         with pytest.raises(InterruptedError):
-            filters.prune_and_finetune(task, "random-macs50-every", resnet(8), split, criterion, distill=False)
+            filters.prune_and_finetune(task, "random-macs50-every", resnet(8), split, criterion, {"nodistill"})
     assert drawn == [0, 3, 4]
 
 
@@ -201,7 +206,7 @@ def test_pruning_in_steps(tmp_path, rng, capsys):
 
     def pruned(name, steps):
         return filters.prune_and_finetune(
-            task, name, unpruned, split, "l1", distill=False, steps=steps, skip=skip, ratios=ratios
+            task, name, unpruned, split, "l1", {"nodistill"}, steps=steps, skip=skip, ratios=ratios
         )
 
     (once, _), (model, plan) = pruned("once", 1), pruned("steps", 3)
