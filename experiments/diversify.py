@@ -8,9 +8,9 @@ convolutions get narrower: VGG16's dense layer does not, nor do the residual str
 
     python -m experiments.diversify --model=vgg16 --dataset=cifar10 --profile=full --seed=0
 
-Models: vgg16, resnet<depth>, densenet<depth>, densenet-bc<depth>. VGG16's baseline stays in the run directory, as
-baseline.keras; --baseline=<file> starts from that, or from the .npz of another ResNet's or DenseNet's results. Options
-of the baseline that no flag gives are then those that it was trained with.
+Models: vgg16, resnet<depth>, densenet<depth>, densenet-bc<depth>. Where the results hold a baseline, everything starts
+from it, trained as it was; --train_baseline puts another in its place. --baseline=<file> starts from the .npz of other
+results, or from a .keras file.
 
 A variant is written criterion-point, with options behind it in this order:
 
@@ -52,7 +52,6 @@ COMPARED = ("l1-b", "redundancy-b", "redundancy-tau0.54", "geometric_median-b", 
 MODELS = r"vgg16|resnet\d+|densenet(-bc)?\d+"
 CUTS = r"params(\d+(?:\.\d+)?)-macs(\d+(?:\.\d+)?)"
 STEPS = 4  # of iterative pruning
-LARGEST_SHIPPED = 10_000_000  # bytes of a pruned network that goes into the results
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,7 +174,7 @@ def run(task):
     task.experiment = experiment(config.model, dataset)
     build = functools.partial(network, config.model, int(split.test[1].max()) + 1)
     check_thresholds(config, or_exit(build))
-    unpruned = filters.baseline(task, build, split, config.baseline, ship=config.model != "vgg16")
+    unpruned = filters.baseline(task, build, split, config.baseline)
     variants = [measure.export(task, "float32", unpruned, unpruned, "float32")]
     networks, plans = {"float32": unpruned}, {}
     so_far = functools.partial(measure.record_so_far, task, dataset, split, select=lambda rows: None)
@@ -293,7 +292,7 @@ def ship(task, name, model):
 
     path = task.directory / f"{name}.keras"
     save_model(model, path)
-    if task.seed == 0 and path.stat().st_size < LARGEST_SHIPPED:
+    if task.seed == 0 and path.stat().st_size < filters.LARGEST_SHIPPED:
         task.publish(path)
 
 

@@ -19,6 +19,10 @@ def _task(folder, given=(), command="run --variants=l2-macs54-every", **options)
     return Run("resnet20", "full", 0, Config(model="resnet20", **options), command, folder, folder, given)
 
 
+def _ship(model, path, notes):
+    filters._save_packed(filters._pack(model.get_weights()), path, notes)
+
+
 def test_baseline_is_taken_as_it_was_trained(tmp_path):
     notes = {"training": {"epochs": 60, "weight_decay": 5e-3}}  # of before images and cutout could be chosen
     same = ("train_images", "held_out", "precision")
@@ -67,7 +71,7 @@ def test_baseline_grows_is_shipped_and_taken_from_there(tmp_path, rng, monkeypat
     monkeypatch.setattr("tfcompress.training.accuracy", lambda *_: 0.5)
     split = Split((images, np.zeros(16, int)), (images, np.zeros(16, int)), None)
     shallow = resnet(14)
-    filters._save_float16(shallow, tmp_path / "b.npz", {})
+    _ship(shallow, tmp_path / "b.npz", {})
     filters.load_weights(shallow, tmp_path / "b.npz")
     start = str(tmp_path / "b.npz")
     options = {"baseline_cutout": 8, "baseline_epochs": 40, "baseline_grown_from": start}
@@ -94,12 +98,31 @@ def test_baseline_grows_is_shipped_and_taken_from_there(tmp_path, rng, monkeypat
     assert len(trained) == 1
 
 
+def test_large_baselines_are_kept_in_few_bits(tmp_path, rng, monkeypatch):
+    kernel, bias = rng.normal(size=(3, 3, 256, 128)).astype("float32"), rng.normal(size=128).astype("float32")
+    kernel *= np.geomspace(1e-3, 1e3, 128, dtype="float32")
+    kernel[..., 7] = 0
+    monkeypatch.setattr(filters, "LARGEST_SHIPPED", 2 * (kernel.size + bias.size) - 1)
+    packed = filters._pack([kernel, bias])
+    filters._save_packed(packed, tmp_path / "b.npz", {})
+    assert (tmp_path / "b.npz").stat().st_size < 5.25 / 8 * kernel.size
+    with np.load(tmp_path / "b.npz") as stored:
+        rounded, same = filters._unpack(stored)
+    np.testing.assert_array_equal(same, bias.astype("float16"))
+    np.testing.assert_array_equal(rounded, filters._unpack(packed)[0])
+    assert not rounded[..., 7].any()
+    noise, signal = ((x**2).mean(axis=(0, 1, 2))[np.arange(128) != 7] for x in (rounded - kernel, kernel))
+    np.testing.assert_allclose(10 * np.log10(signal / noise), 28.9, atol=0.5)  # 8 sqrt(12), in dB
+    monkeypatch.undo()
+    np.testing.assert_array_equal(filters._unpack(filters._pack([kernel]))[0], kernel.astype("float16"))
+
+
 def test_baseline_that_nothing_can_grow_from_is_refused(tmp_path, rng):
     images = rng.integers(0, 256, (16, 32, 32, 3), "uint8")
     split = Split((images, None), None, None)
-    filters._save_float16(resnet(14), tmp_path / "resnet14.npz", {})
-    filters._save_float16(resnet(14), tmp_path / "seen.npz", {"held_out": 99, "images": "aa"})
-    filters._save_float16(lenet5(), tmp_path / "lenet.npz", {})
+    _ship(resnet(14), tmp_path / "resnet14.npz", {})
+    _ship(resnet(14), tmp_path / "seen.npz", {"held_out": 99, "images": "aa"})
+    _ship(lenet5(), tmp_path / "lenet.npz", {})
     (tmp_path / "cut.npz").write_bytes((tmp_path / "resnet14.npz").read_bytes()[:1000])
     np.savez(tmp_path / "weights.npz", *(weights for weights in resnet(14).get_weights()))
     with zipfile.ZipFile(tmp_path / "model.keras", "w") as file:
@@ -138,10 +161,15 @@ def test_networks_to_quantize():
 
 
 def test_weights_of_another_width_are_refused(tmp_path):
-    filters._save_float16(resnet(8), tmp_path / "b.npz", {})
+    _ship(resnet(8), tmp_path / "b.npz", {})
     assert filters.load_weights(resnet(8), tmp_path / "b.npz") == {}
     with pytest.raises(SystemExit, match=r"b\.npz is no baseline of this resnet14"):
         filters.load_weights(resnet(14), tmp_path / "b.npz")
+    broken = bytearray((tmp_path / "b.npz").read_bytes())
+    broken[5000:5100] = bytes(100)
+    (tmp_path / "b.npz").write_bytes(broken)
+    with pytest.raises(SystemExit, match=r"b\.npz is no baseline of this resnet8: "):
+        filters.load_weights(resnet(8), tmp_path / "b.npz")
 
 
 def test_random_filters_differ_with_the_seed(tmp_path, monkeypatch):
