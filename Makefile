@@ -28,7 +28,7 @@ $(READY): setup.cfg pyproject.toml constraints.txt
 test: $(READY)  ## run the tests (under 15 minutes on 2 cores)
 	$(BIN)/python -m pytest -m "not slow" --numprocesses=2 --dist=loadfile $(ARGS)
 
-test-all: $(READY)  ## run the slow tests too (an hour; results/slow-tests.csv)
+test-all: $(READY)  ## run the slow tests too (hours; results/slow-tests.csv)
 	$(BIN)/python -m pytest --slow-results=results/slow-tests.csv $(ARGS)
 
 lint: $(READY)  ## check style and formatting
@@ -73,7 +73,7 @@ reproduce-survey: $(READY)  ## LeNet-5 by six families of compression, and disti
 	@$(MAKE) --no-print-directory plots tables
 
 reproduce-recipes: MODEL = mnist_convnet
-reproduce-recipes: $(READY)  ## what `tfcompress compress` makes of a model (MODEL=mobilenet_v2, resnet20, ...; an hour or more)
+reproduce-recipes: $(READY)  ## what `tfcompress compress` makes of a model (MODEL=mobilenet_v2, ..., with PROFILE=full resnet20; an hour or more)
 	@for seed in $(SEEDS); do \
 		$(BIN)/python -m experiments.recipes --model=$(MODEL) --profile=$(PROFILE) --seed=$$seed $(ARGS) || exit $$?; \
 	done
@@ -91,6 +91,6 @@ bench: $(READY)  ## time training, the command, surgery and pruned int8 files (r
 	$(BIN)/python -m experiments.bench_surgery
 	$(BIN)/python -m experiments.bench_latency
 
-clean:  ## remove .venv, caches and all of runs/, VGG16's baseline too (asks nothing; results/ stays)
+clean:  ## remove .venv, caches and all of runs/, unfinished trainings too (asks nothing; results/ stays)
 	rm -rf .venv runs .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

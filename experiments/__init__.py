@@ -1,1 +1,1 @@
-"""Reproductions of published results with tfcompress: one module per paper, `python -m experiments.<name> --help`."""
+"""Reproductions of published results with tfcompress, a module each: `python -m experiments.<name> --help`."""

@@ -14,7 +14,8 @@ results, or from a .keras file.
 
 A variant is written criterion-point, with options behind it in this order:
 
-    diversity-b                       the cuts of a published point: a, b, beyond
+    diversity-b                       the cuts of a point: a or b, VGG16's as published (on CIFAR-10 also beyond); other
+                                      networks lose 30 and 50 %
     diversity-params60-macs50         60 % of the parameters and 50 % of the MACs
     diversity-given                   at the thresholds of --thresholds
     redundancy-tau0.54                at one threshold for all layers (Ayinde & Zurada 2018)
@@ -27,7 +28,7 @@ A variant is written criterion-point, with options behind it in this order:
 Other criteria than diversity (l1-b, l2-given, ...) get the widths that diversity has at that point, and choose filters
 of their own. All variants but -long have the same fine-tuning budget. With --variants only those are trained, and added
 to what the record of the same configuration holds. Without CIFAR the same steps run on scikit-learn's digits, as
-experiment "<model>-digits".
+experiment "<model>-digits", of ResNets "<model>-diversify-digits".
 """
 
 import csv

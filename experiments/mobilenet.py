@@ -13,15 +13,16 @@ mobilenet-4x4 without the first two (175.6 M). Without CIFAR-10 the same steps r
 
 The second is the paper's network, 224x224 and 1,000 classes, with random weights and one epoch on random images: sizes
 and latencies only, as experiment "mobilenet-sizes". With --imagenet_weights (a file of `keras.applications.MobileNet`)
-and --imagenet_dir (folders train and validation, or one folder for each class, half of whose images then measure) the
-same command fine-tunes those weights and measures top-1 and top-5, as "mobilenet-imagenet". The images are held in
-memory, in training as floats: 150 and 600 KB each.
+and --imagenet_dir (folders train and validation, or one folder for each of the weights' classes, half of whose images
+then measure) the same command fine-tunes those weights and measures top-1 and top-5, as "mobilenet-imagenet". The
+images are held in memory, in training as floats: 150 and 600 KB each.
 
 A variant is int8-qat for the float network itself, sparse<percent>, or criterion-params<percent>,
 criterion-macs<percent> or criterion-params<percent>-macs<percent> (l2-params72) for channels removed by a criterion of
-`tfcompress.criteria`, at the same ratio everywhere or, where both are given, at one that changes with depth. Every
-variant ends as an int8 file. How far each layer of it is from the float network, in dB, stands in signal_to_noise.csv
-beside the record. With --variants only those are trained, and added to what the record of the same configuration holds.
+`tfcompress.criteria` (but taylor), at the same ratio everywhere or, where both are given, at one that changes with
+depth. Every variant ends as an int8 file. How far each layer of it is from the float network, in dB, stands in
+signal_to_noise.csv beside the record. With --variants only those are trained, and added to what the record of the same
+configuration holds.
 """
 
 import csv

@@ -25,10 +25,10 @@ place. A long training gets shorter where it starts from a shallower network, wh
 (`tfcompress.models.deepen`): ResNet56's has --baseline_epochs=40 --baseline_cutout=8
 --baseline_grown_from=results/resnet20/baseline-full-seed0.npz.
 
-Criteria: the names of `tfcompress.criteria`, and distribution_fit_a, _b, _c for the three readings of the paper. All
-variants start from one baseline (--baseline_seed) and, but for -long, have the same fine-tuning budget. With --variants
-only those are trained, and added to what the record of the same configuration holds. Without CIFAR-10 the same steps
-run on scikit-learn's digits, as experiment "resnet<depth>-digits".
+Criteria: the names of `tfcompress.criteria` (but taylor, which needs images), and distribution_fit_a, _b, _c for the
+three readings of the paper. All variants start from one baseline (--baseline_seed) and, but for -long, have the same
+fine-tuning budget. With --variants only those are trained, and added to what the record of the same configuration
+holds. Without CIFAR-10 the same steps run on scikit-learn's digits, as experiment "resnet<depth>-digits".
 """
 
 import dataclasses

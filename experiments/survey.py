@@ -1,8 +1,8 @@
-"""One network, six families of compression: what each makes of LeNet-5 on MNIST, with the same epochs.
+"""One network, six families of compression: what each makes of LeNet-5 on MNIST.
 
     quantization             int8-qat
     low rank                 lowrank-int8-qat            fc1 in two, 14 times smaller (Denton et al. 2014)
-    pruning of weights       sparse92-int8-qat           36,000 of 431,000 left (Han et al. 2015)
+    pruning of weights       sparse92-int8-qat           8 % of 431,000 left, as by Han et al. 2015
       and weight sharing     sparse92-shared4-int8-qat   of four values per layer (Han et al. 2016, Deep Compression)
     pruning of filters       l1-params92-int8-qat        as many parameters gone (Li et al. 2017)
     binary weights           binary-int8                 conv2 and fc1 (Rastegari et al. 2016, BWN)
