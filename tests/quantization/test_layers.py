@@ -82,6 +82,17 @@ def dense_bn():
     return keras.Model(inputs, layers.Dense(5)(layers.Activation("relu")(x)), name="dense_bn")
 
 
+def vectors():
+    """BatchNorm and scalings of vectors that no dense layer can absorb, as in the heads of transfer learning."""
+    inputs = keras.Input((12, 12, 3))
+    x = layers.GlobalAveragePooling2D()(conv_bn(inputs, 8, "relu"))
+    x = layers.Dense(16, activation="relu")(layers.Rescaling(0.5, offset=0.1)(layers.BatchNormalization()(x)))
+    x = layers.Dropout(0.3)(layers.BatchNormalization(scale=False)(x))
+    x = layers.Normalization(mean=np.linspace(-1, 1, 16), variance=np.linspace(1, 2, 16))(x)
+    x = layers.BatchNormalization()(layers.LeakyReLU(0.3)(layers.Dense(24)(x)))
+    return keras.Model(inputs, layers.Dense(5)(x), name="vectors")
+
+
 def upsampling():
     """Transposed convolutions with a ReLU inside, behind, behind a BatchNorm, and beside other readers."""
     inputs = keras.Input((12, 12, 3))
@@ -118,7 +129,9 @@ def noise_to_signal(expected, got):
     return np.std(expected - got) / np.std(expected - expected.mean(0))
 
 
-@pytest.mark.parametrize("network", [option_a, pre_activation, mobile, inception, branches, dense_bn, upsampling])
+@pytest.mark.parametrize(
+    "network", [option_a, pre_activation, mobile, inception, branches, dense_bn, vectors, upsampling]
+)
 def test_file_computes_the_network_in_integers(network):
     keras.utils.set_random_seed(0)
     model = network()
@@ -202,7 +215,7 @@ def test_other_arithmetic_than_float32_is_refused_before_the_training(policy):
 def test_batch_normalization_over_rows_behind_a_convolution_is_refused():
     inputs = keras.Input((6, 6, 4))
     x = layers.BatchNormalization(axis=1, name="odd")(layers.Conv2D(4, 3, padding="same")(inputs))
-    with pytest.raises(UnsupportedLayerError, match=r"'odd'.*only image channels can be scaled"):
+    with pytest.raises(UnsupportedLayerError, match=r"'odd'.*along the last axis\. Received: input .*6, 6, 4.*axis"):
         quantize_wrap(keras.Model(inputs, layers.Dense(3)(layers.Flatten()(x))))
 
 
@@ -242,9 +255,9 @@ def test_what_would_stay_float_in_the_file_is_refused_before_the_training(merge)
         (layers.ReLU(negative_slope=0.1, name="odd"), (6, 6, 4)),
         (layers.ReLU(3.0, name="odd"), (6, 6, 4)),
         (layers.ReLU(threshold=0.2, name="odd"), (6, 6, 4)),
-        (layers.BatchNormalization(name="odd"), (4,)),
+        (layers.BatchNormalization(name="odd"), (6, 4)),
         (layers.BatchNormalization(name="odd", axis=1), (6, 6, 4)),
-        (layers.Rescaling(2.0, name="odd"), (4,)),
+        (layers.Rescaling(2.0, name="odd"), (6, 4)),
         (layers.Conv2D(4, 3, activation="relu6", name="odd"), (6, 6, 4)),
         (layers.Activation("softplus", name="odd"), (6, 6, 4)),
         (keras.Sequential([keras.Input((6, 6, 4)), layers.Conv2D(2, 1)], name="odd"), (6, 6, 4)),

@@ -122,9 +122,11 @@ def check_supported(model):
 def _check_per_channel(layer):
     axes = getattr(layer, "axis", -1)
     last = len(layer.input_shape) - 1
-    if last != 3 or set(np.ravel(axes)) - {-1, last}:
+    if last not in (1, 3) or set(np.ravel(axes)) - {-1, last}:
         raise UnsupportedLayerError(
-            layer, f"only image channels can be scaled in int8. Received: input {layer.input_shape}, axis {axes}"
+            layer,
+            "int8 scales the channels of images, and vectors, along the last axis. "
+            f"Received: input {layer.input_shape}, axis {axes}",
         )
 
 
