@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from keras import layers
 
+from tfcompress.graph import clone_uncompiled, copy_weights
 from tfcompress.keras2 import tf_keras
 from tfcompress.outputs import as_logits, ends_in_softmax, trainable_logits, with_softmax
 
@@ -71,6 +72,18 @@ def test_frozen_layers_are_trained_and_named(capsys):
     assert all(layer.trainable for layer in logits.layers) and not model.layers[0].trainable
     trainable_logits(logits)
     assert capsys.readouterr().err == ""
+
+
+def test_compiled_model_inside_does_not_stop_a_copy(rng):
+    """Its loss, one's own, plays no part."""
+    base = keras.Sequential([keras.Input((4,)), layers.Dense(3)], name="base")
+    base.compile(loss=lambda target, output: output)
+    model = keras.Sequential([keras.Input((4,)), base, layers.Dense(2)])
+    copy = clone_uncompiled(model, recursive=True)
+    assert base.compiled and not copy.get_layer("base").compiled
+    copy_weights(model, copy)
+    x = rng.random((2, 4), "float32")
+    np.testing.assert_array_equal(copy.predict(x, verbose=0), model.predict(x, verbose=0))
 
 
 def test_logits_stay(rng):

@@ -8,7 +8,7 @@ import re
 import sys
 
 # Releases that the tests ran with: (first, first untested).
-TESTED = {"keras": ("3.10", "3.16"), "tensorflow": ("2.20", "2.22"), "tf_keras": ("2.20", "2.22")}
+TESTED = {"keras": ("3.14", "3.16"), "tensorflow": ("2.20", "2.22"), "tf_keras": ("2.20", "2.22")}
 USAGE, FAILURE = 2, 1
 
 _MODEL = "a .keras or .h5 file"

@@ -18,7 +18,8 @@ def replacing(path):
     path = pathlib.Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"Cannot write {path}: it is a directory.")
-    part = path.with_name(f".{path.stem}.part{path.suffix}")
+    # Of this process alone: another one may be writing the same file.
+    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     try:
         part.touch()
     except OSError as error:

@@ -18,11 +18,15 @@ def clone_uncompiled(model, **options):
         ValueError: a model with a `call` of its own, which the copy would not have; with `recursive`, one inside, too.
     """
     _check_clonable(model, options.get("recursive", False))
-    compiled, model.compiled = model.compiled, False
+    parts = [part for part in model._flatten_layers() if isinstance(part, keras.Model)]
+    compiled = [part.compiled for part in parts]
     try:
+        for part in parts:
+            part.compiled = False
         return keras.models.clone_model(model, **options)
     finally:
-        model.compiled = compiled
+        for part, was_compiled in zip(parts, compiled):
+            part.compiled = was_compiled
 
 
 def copy_weights(source, target):
@@ -205,7 +209,8 @@ def as_inputs(model, x):
             where the model takes floats.
 
     Raises:
-        ValueError: the model is subclassed or not built; arrays that are not one for each input.
+        ValueError: the model is subclassed or not built; arrays that are not one for each input; fractions where the
+            model takes integers.
     """
     specs = model_inputs(model)
     if isinstance(x, dict) and not isinstance(input_structure(model), dict):
@@ -218,6 +223,12 @@ def as_inputs(model, x):
             f"x must hold an array for each input, {', '.join(spec.name for spec in specs)}. Received: {received}"
         )
     values = [np.asarray(value) for value in values]
+    for value, spec in zip(values, specs):
+        if "float" not in spec.dtype and value.dtype.kind == "f" and not np.array_equal(value, value.round()):
+            raise ValueError(
+                f"{spec.name} takes {spec.dtype}, and fractions would be cut off. Received: {value.dtype} from "
+                f"{value.min():g} to {value.max():g}; give integers (--scaling 0-255)"
+            )
     return [as_float(value) if "float" in spec.dtype else value for value, spec in zip(values, specs)]
 
 

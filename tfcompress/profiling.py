@@ -17,8 +17,8 @@ _CONVOLUTIONS = (
     layers.SeparableConv2D,
 )
 _TRANSPOSED_CONVOLUTIONS = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
-_STATISTICS = {
-    layers.BatchNormalization: ("moving_mean", "moving_variance"),
+STATISTICS = {
+    layers.BatchNormalization: ("moving_mean", "moving_variance", "moving_stddev", "renorm_mean", "renorm_stddev"),
     layers.Normalization: ("adapt_mean", "adapt_variance", "count"),
 }
 
@@ -159,7 +159,7 @@ def removed(before, after):
 
 
 def _statistics(operation):
-    for kind, names in _STATISTICS.items():
+    for kind, names in STATISTICS.items():
         if isinstance(operation, kind):
             return [getattr(operation, name) for name in names if hasattr(operation, name)]
     return []

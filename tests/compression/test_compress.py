@@ -161,6 +161,29 @@ def test_another_run_is_refused(done, model, data, tmp_path):
         compress(tfc.as_logits(model)[0], data, RECIPE, done.folder)
 
 
+def test_folder_of_a_run_that_died_at_its_first_file_is_taken(data, tmp_path):
+    (tmp_path / "steps").mkdir()
+    (tmp_path / "steps" / ".run.123.part.json").write_text("{")
+    model = keras.Sequential([keras.Input((28, 28, 1)), layers.Flatten(), layers.Dense(10)])
+    assert compress(model, data, [{"export": {"precision": "float32"}}], tmp_path).file.path.exists()
+
+
+def test_teacher_is_the_model_as_it_came(data, tmp_path, monkeypatch):
+    def fit(model, *_, teacher, **__):
+        taught.append(teacher)
+        model.set_weights([2 * weights for weights in model.get_weights()])
+
+    taught, model = [], keras.Sequential([keras.Input((28, 28, 1)), layers.Flatten(), layers.Dense(10)])
+    before = model.get_weights()
+    monkeypatch.setattr("tfcompress.training.fit", fit)
+    steps = [{"finetune": {"epochs": 1}}, {"finetune": {"epochs": 1, "distill": True}}]
+    tuned = compress(model, data, [*steps, {"export": {"precision": "float32"}}], tmp_path / "out").model
+    assert taught[0] is None
+    for original, teacher, student in zip(before, taught[1].get_weights(), tuned.get_weights(), strict=True):
+        np.testing.assert_array_equal(teacher, original)
+        np.testing.assert_array_equal(student, 4 * original)
+
+
 def test_time_of_a_training_is_that_of_all_its_epochs(data, tmp_path):
     """Those before an interruption, too."""
     model = keras.Sequential([keras.Input((28, 28, 1)), layers.Flatten(), layers.Dense(10)])

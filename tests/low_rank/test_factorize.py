@@ -245,6 +245,21 @@ def test_what_is_frozen_stays_frozen():
     assert not tfc.factorize(model, ranks={"same": 3})[0].trainable
 
 
+def test_weight_that_is_frozen_by_itself_stays_so():
+    model = keras.Sequential([keras.Input((6,)), layers.Dense(8, name="a"), layers.Dense(8, name="b")])
+    model.get_layer("a").kernel.trainable = False
+    model.get_layer("b").bias.trainable = False
+    thinner, _ = tfc.factorize(model, ranks={"a": 2})
+    flags = {weight.path.partition("/")[2]: weight.trainable for weight in thinner.weights}
+    assert flags == {
+        "a_low_rank/kernel": False,
+        "a/kernel": False,
+        "a/bias": True,
+        "b/kernel": True,
+        "b/bias": False,
+    }
+
+
 def test_compiled_and_normalizing_models():
     """A loss of one's own stops Keras' copy of a compiled model; Normalization computes with a copy of its weights."""
     norm = layers.Normalization()

@@ -158,6 +158,16 @@ def test_weight_that_is_frozen_by_itself_stays_so():
     assert [weight.trainable for weight in pruned.weights] == [False, True, True, True]
 
 
+def test_batch_renormalization_gets_narrower():
+    inputs = keras.Input((6, 6, 3))
+    x = layers.BatchNormalization(renorm=True, name="norm")(layers.Conv2D(8, 3, name="a")(inputs))
+    model = keras.Model(inputs, layers.Conv2D(2, 1)(layers.ReLU()(x)))
+    pruned, plan = prune_channels(model, ratios={"a": 0.5})
+    before, after = model.get_layer("norm"), pruned.get_layer("norm")
+    for name in ("gamma", "beta", "moving_mean", "moving_variance", "moving_stddev", "renorm_mean", "renorm_stddev"):
+        np.testing.assert_array_equal(getattr(after, name), np.array(getattr(before, name))[plan.kept["a"]])
+
+
 def test_initializers_that_hold_the_weights():
     matrix = np.random.default_rng(0).normal(size=(20, 10)).astype("float32")
     embedding = layers.Embedding(20, 10, embeddings_initializer=keras.initializers.Constant(matrix), name="embedding")
@@ -232,6 +242,16 @@ def test_recalibrate_does_not_augment():
     recalibrate(model, images)
     signals = np.array(model.get_layer("conv")(images))
     np.testing.assert_allclose(model.layers[-1].moving_variance, signals.var(axis=(0, 1, 2)), rtol=1e-4)
+
+
+def test_recalibrate_refuses_fractions_for_integers():
+    model = keras.Sequential([keras.Input((4,), dtype="uint8"), layers.Rescaling(1 / 255), layers.BatchNormalization()])
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 4), "uint8")
+    with pytest.raises(ValueError, match="takes uint8, and fractions would be cut off"):
+        recalibrate(model, pixels / 255)
+    for same in (pixels, pixels.astype("float32")):
+        recalibrate(model, same)
+        np.testing.assert_allclose(model.layers[-1].moving_mean, (pixels / 255).mean(0), atol=1e-6)
 
 
 def test_recalibrate_takes_dictionaries_by_name():

@@ -62,6 +62,20 @@ def test_pixels_are_fractions(classifier):
         model.get_layer("logits").bias.assign(np.zeros(8))
 
 
+def test_what_is_no_classifier_or_would_see_black_images_is_refused():
+    x, y = np.full((4, 6), 0.5), np.zeros(4, int)
+    binary = keras.Sequential([keras.Input((6,)), layers.Dense(4), layers.Dense(1, activation="sigmoid")])
+    with pytest.raises(ValueError, match="one number per class"):
+        sensitivity(binary, x, y)
+    whole = keras.Sequential([keras.Input((6,), dtype="uint8"), layers.Rescaling(1 / 255), layers.Dense(4, name="a")])
+    whole.add(layers.Dense(2))
+    with pytest.raises(ValueError, match=r"takes uint8, and fractions.*Received: float64 from 0\.5 to 0\.5"):
+        sensitivity(whole, x, y)
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 6), "uint8")
+    classes = whole.predict(pixels, verbose=0).argmax(-1)
+    assert sensitivity(whole, pixels, classes, ["a"], (0.5,)).baseline == 1.0
+
+
 def test_chosen_layers_of_a_network_with_zero_padded_shortcuts():
     x = np.zeros((2, 32, 32, 3), "float32")
     result = sensitivity(resnet(8), x, np.zeros(2), layers=["conv1", "stage2_block1_conv2"], ratios=(0.5,))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import math
 
 import keras
 import numpy as np
@@ -110,6 +111,36 @@ def test_other_arithmetic_than_float32(digits, policy):
     assert accuracy(model, digits.x_test, digits.y_test) > 0.8
 
 
+@pytest.mark.parametrize("policy", ["bfloat16", "mixed_float16"])
+def test_other_arithmetic_resumes(digits, tmp_path, monkeypatch, policy):
+    """Weights that NumPy's files do not know, and an optimizer that Keras has put another one around."""
+
+    def build():
+        keras.utils.set_random_seed(0)
+        hidden = [layers.Flatten(), layers.Dense(8, activation="relu"), layers.BatchNormalization()]
+        return keras.Sequential([keras.Input((28, 28, 1)), *hidden, layers.Dense(10, dtype="float32")])
+
+    def train(model, folder):
+        fit(model, digits.x_train[:256], digits.y_train[:256], CONFIG, directory=tmp_path / folder)
+        return model
+
+    def interrupt(path, *state):
+        save_checkpoint(path, *state)
+        raise InterruptedError
+
+    keras.config.set_dtype_policy(policy)
+    try:
+        whole = train(build(), "whole")
+        with monkeypatch.context() as patch, pytest.raises(InterruptedError):
+            patch.setattr(importlib.import_module("tfcompress.training.fit"), "save_checkpoint", interrupt)
+            train(build(), "killed")
+        for resumed in (train(build(), "killed"), train(build(), "killed")):
+            for a, b in zip(whole.get_weights(), resumed.get_weights(), strict=True):
+                np.testing.assert_array_equal(a, b)
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
 @pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
 def test_variables_that_are_frozen_by_themselves_stay(digits, precision):
     model = network()
@@ -206,6 +237,14 @@ def test_integer_inputs_are_refused(framework):
     for use in (lambda: fit(model, images, labels, TrainingConfig(epochs=1)), lambda: accuracy(model, images, labels)):
         with pytest.raises(ValueError, match=r"takes uint8.*keras\.Input\(\(4, 4, 1\)\)"):
             use()
+
+
+@pytest.mark.parametrize("shape", [(1,), (2, 3)])
+def test_accuracy_needs_one_output_per_class(shape):
+    model = keras.Sequential([keras.Input((4, 4, 1)), layers.Flatten(), layers.Dense(math.prod(shape))])
+    model.add(layers.Reshape(shape))
+    with pytest.raises(ValueError, match=r"one output per class is expected\. Received: outputs \(2, "):
+        accuracy(model, np.zeros((2, 4, 4, 1)), np.zeros(2, int))
 
 
 def test_labels_of_keras_datasets_and_one_hot_ones(digits, tmp_path):

@@ -13,7 +13,7 @@ import numpy as np
 
 from tfcompress.compression.recipe import load_recipe
 from tfcompress.files import save_model, write_text
-from tfcompress.graph import is_channels_first, network_of
+from tfcompress.graph import clone_uncompiled, copy_weights, is_channels_first, network_of
 
 VERSION = 1
 MEASURED_IMAGES = 5000
@@ -242,6 +242,9 @@ class _Run:
     def _finetune(self, step, directory):
         from tfcompress.training import fit
 
+        if self.network is self.original:  # which stays as it came, to teach
+            self.network = self.trained = clone_uncompiled(self.original)
+            copy_weights(self.original, self.network)
         fit(
             self.network,
             *self.data.train,
@@ -489,13 +492,15 @@ def _is_claimed(folder, identity):
                 "Choose another output folder, or delete this one."
             )
         return True
-    if folder.exists() and any(folder.iterdir()):
+    if any(path.is_file() and ".part" not in path.suffixes for path in folder.rglob("*")):
         raise ValueError(f"{folder} is not empty and no run of tfcompress. Choose another output folder.")
     return False
 
 
 def _claim(folder, identity):
-    """Marks the folder as this run's."""
+    """Marks the folder as this run's, unless another one has since."""
+    if _is_claimed(folder, identity):
+        return
     stored = folder / "steps" / "run.json"
     stored.parent.mkdir(parents=True, exist_ok=True)
     write_text(stored, json.dumps(identity))

@@ -262,18 +262,25 @@ def _build(model, chosen):
                 stack.append(seconds[id(stack[-1])])
         return keras.Sequential(stack, name=model.name)
 
-    thinner, pairs = copy_model(model), []
+    thinner, pairs, twins = copy_model(model), [], []
     for old, new in clones.values():
         if id(old) in chosen:
-            pairs.append((new, seconds[id(new)]))
-            _assign_factors(old, *pairs[-1], chosen[id(old)])
+            second = seconds[id(new)]
+            pairs.append((new, second))
+            _assign_factors(old, new, second, chosen[id(old)])
+            twins += [(old.kernel, new.kernel), (old.kernel, second.kernel)]
+            twins += [(old.bias, second.bias)] if old.use_bias else []
         elif not is_nested_model(old):
             for source, target in zip(getattr(old, "variables", ()), getattr(new, "variables", ())):
                 target.assign(keras.ops.convert_to_numpy(source))
+                twins.append((source, target))
     take_statistics(thinner)
     copy_trainable(model, thinner)
     for first, second in pairs:
         first.trainable = second.trainable
+    for source, target in twins:
+        if target.trainable != source.trainable:  # a weight that is frozen by itself
+            target.trainable = source.trainable
     return thinner
 
 

@@ -15,6 +15,7 @@ from keras import layers
 
 from tfcompress.errors import UnsupportedLayerError
 from tfcompress.graph import is_channels_first
+from tfcompress.profiling import STATISTICS
 from tfcompress.surgery.tensor import Tensor
 
 _RULES = {}
@@ -182,7 +183,7 @@ def batch_normalization(call, graph):
     """A silenced channel has zero gamma, beta and moving mean. Without gamma it reads zero if its input does."""
     layer, x = call.operation, tensors(call)[0]
     ids = graph.along(x, layer.axis)
-    for name in ("gamma", "beta", "moving_mean", "moving_variance"):
+    for name in ("gamma", "beta", *STATISTICS[layers.BatchNormalization]):
         if getattr(layer, name, None) is not None:
             graph.label(call.name, getattr(layer, name), {0: ids})
     return [replace(x, quiet=x.quiet or layer.scale)]

@@ -4,7 +4,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tfcompress.datasets.arrays import as_classes, as_float
+from tfcompress.datasets.arrays import as_classes
+from tfcompress.graph import as_inputs
+from tfcompress.outputs import check_classifier
 from tfcompress.profiling import table
 from tfcompress.surgery.channel_graph import ChannelGraph
 from tfcompress.surgery.prune import prune_channels
@@ -72,8 +74,13 @@ def sensitivity(model, x, y, layers=None, ratios=RATIOS, criterion="l1", skip=()
 
     Returns:
         A `Sensitivity`.
+
+    Raises:
+        ValueError: a model that is no classifier with one input, no examples, or fractions for a model that takes
+            integers.
     """
-    x, y = as_float(x), as_classes(y)
+    check_classifier(model)
+    (x,), y = as_inputs(model, x), as_classes(y)
     if not len(y):
         raise ValueError("sensitivity needs examples. Received: none")
     firsts = dict.fromkeys(next(iter(group.positions)) for group in ChannelGraph(model, skip).groups)

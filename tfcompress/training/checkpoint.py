@@ -20,11 +20,12 @@ def save_checkpoint(path, arrays, meta):
 
     Args:
         path: target file.
-        arrays: list of numpy arrays.
+        arrays: list of numpy arrays; bfloat16, which NumPy's files do not know, is stored as float32.
         meta: dict of what identifies the training, and its progress.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    arrays = [array.astype("float32") if array.dtype.kind == "V" else array for array in arrays]
     header = json.dumps({**meta, "sha256": digest(arrays)})
     with replacing(path) as part, open(part, "wb") as file:
         np.savez(file, meta=np.array(header), **{f"array_{i}": array for i, array in enumerate(arrays)})

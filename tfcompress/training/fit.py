@@ -200,7 +200,8 @@ def _compile(model, config, table, classes, distill):
         metrics=[_accuracy_metric(classes)],
         jit_compile=_is_jax(model),
     )
-    optimizer.build(model.trainable_variables)
+    # The model's own: under a policy of mixed_float16, Keras has put one that scales the loss around it.
+    model.optimizer.build(model.trainable_variables)
 
 
 def _loss(classes, config):

@@ -32,6 +32,9 @@ def accuracy(model, images, labels):
     """Top-1 accuracy, a fraction in [0, 1], of a model on images (N, H, W, C) with integer or one-hot labels.
 
     Raises:
-        ValueError: the model takes integers, or labels that are neither.
+        ValueError: the model takes integers, its output is not (N, classes), or labels that are neither.
     """
-    return float(np.mean(predict(model, images).argmax(-1) == as_classes(labels)))
+    logits = predict(model, images)
+    if logits.ndim != 2 or logits.shape[1] < 2:
+        raise ValueError(f"A classifier with one output per class is expected. Received: outputs {logits.shape}")
+    return float(np.mean(logits.argmax(-1) == as_classes(labels)))
