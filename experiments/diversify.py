@@ -52,7 +52,6 @@ OUR_POINTS = {"a": (0.3, 0.3), "b": (0.5, 0.5)}
 COMPARED = ("l1-b", "redundancy-b", "redundancy-tau0.54", "geometric_median-b", "random-b")
 MODELS = r"vgg16|resnet\d+|densenet(-bc)?\d+"
 CUTS = r"params(\d+(?:\.\d+)?)-macs(\d+(?:\.\d+)?)"
-STEPS = 4  # of iterative pruning
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,8 +76,10 @@ class Config(filters.Config):
         if not re.fullmatch(MODELS, self.model):
             raise ValueError(f"model must be vgg16, resnet20, densenet40, densenet-bc40, ... Received: {self.model!r}")
         for name in self.variants:
-            if parse(name, self).steps > self.finetune_epochs:
-                raise ValueError(f"{name} takes at least {STEPS} finetune_epochs. Received: {self.finetune_epochs}")
+            if "iterative" in parse(name, self).options and self.finetune_epochs < filters.STEPS:
+                raise ValueError(
+                    f"{name} takes at least {filters.STEPS} finetune_epochs. Received: {self.finetune_epochs}"
+                )
         filters.check_quantized(self, self.variants or default_variants(self))
 
 
@@ -95,11 +96,6 @@ class Pruning:
     criterion: object
     cuts: tuple | None
     options: frozenset
-
-    @property
-    def steps(self):
-        """In how many steps the filters go."""
-        return STEPS if "iterative" in self.options else 1
 
 
 def parse(name, config):
@@ -191,12 +187,11 @@ def run(task):
             split,
             pruning.criterion,
             pruning.options,
-            steps=pruning.steps,
             skip=whole(unpruned),
             ratios=ratios,
         )
         networks[name], plans[name] = model, plan
-        decisive = plan.criterion == "diversity" and pruning.steps == 1
+        decisive = plan.criterion == "diversity" and "iterative" not in pruning.options
         task.publish_text(f"{name}.layers.csv", layers_csv(plan, thresholds if decisive else {}))
         variants.append(measure.export(task, name, model, model, "float32"))
     diversified = [name for name in plans if name.startswith("diversity")]

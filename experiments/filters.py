@@ -20,7 +20,8 @@ LONG = 3  # times the epochs of any other fine-tuning
 CUTMIX = 0.5  # of the images of a fine-tuning with it
 # What stands behind the name of a variant, in this order.
 OPTIONS = ("nodistill", "soft", "cutout", "cutmix", "long", "iterative")
-LARGEST_SHIPPED = 10_000_000  # bytes of a file that goes into the results
+LARGEST_SHIPPED = 10_000_000  # bytes of weights in the results
+STEPS = 4  # of iterative pruning
 PRECISIONS = ("float32", "mixed_bfloat16")  # those of TrainingConfig; to ask it would load Keras for --help
 
 
@@ -213,9 +214,7 @@ def _grow(task, model, split):
     model.set_weights(or_exit(deepen, shallow, int(model.name.removeprefix("resnet"))).get_weights())
 
 
-def prune_and_finetune(
-    task, name, unpruned, split, criterion, options=frozenset(), *, steps=1, training=None, **budget
-):
+def prune_and_finetune(task, name, unpruned, split, criterion, options=frozenset(), *, training=None, **budget):
     """Prunes the baseline, and trains what is left.
 
     Args:
@@ -225,11 +224,10 @@ def prune_and_finetune(
         split: the `Split`.
         criterion: as for `prune_channels`.
         options: those of `OPTIONS` that the fine-tuning has. Without "nodistill" the unpruned network teaches the
-            pruned one; with "soft", filters are zeroed after every epoch, and removed at the end only; the others are
-            those of `finetuning`, but for "iterative", which `steps` says.
-        steps: in how many steps the filters go, each with its share of the epochs; the widths of the last, which
-            `ratios` in the budget fix, are those of a single step.
-        training: the `TrainingConfig`, whatever the options say; that of `finetuning` if None.
+            pruned one; with "soft", filters are zeroed after every epoch, and removed at the end only; with
+            "iterative", they go in `STEPS` steps, each with its share of the epochs, to the widths of a single one,
+            which `ratios` in the budget fix. The others are those of `finetuning`.
+        training: the `TrainingConfig`, if it is not that of `finetuning`.
         budget: the other arguments of `prune_channels`.
 
     Returns:
@@ -239,8 +237,8 @@ def prune_and_finetune(
     from tfcompress.graph import clone_uncompiled, copy_weights
     from tfcompress.training import SoftPruning, fit
 
-    if steps > 1 and ("soft" in options or "ratios" not in budget):
-        raise ValueError(f"steps > 1 needs ratios, and no soft pruning. Received: steps={steps}, {options}, {budget}")
+    if "iterative" in options and ("soft" in options or "ratios" not in budget):
+        raise ValueError(f"iterative pruning needs ratios, and is not soft. Received: {options}, {budget}")
     arguments = {"validation": split.validation}
     if "nodistill" not in options:
         arguments["teacher"] = cached(task, unpruned)
@@ -258,13 +256,13 @@ def prune_and_finetune(
             model = apply_plan(model, plan)
             # The filters that go had come back in the last epoch.
             recalibrate(model, images, batch_size=128)
-        elif steps == 1:
+        elif "iterative" not in options:
             model, plan = _pruned(unpruned, criterion, budget, images, directory)
             fit(model, *split.train, training, directory=directory, **arguments)
         else:
             model, plan = unpruned, None
-            for step, (ratios, epochs) in enumerate(_shares(unpruned, steps, training.epochs, **budget), 1):
-                print(f"   step {step} of {steps}", flush=True)
+            for step, (ratios, epochs) in enumerate(_shares(unpruned, STEPS, training.epochs, **budget), 1):
+                print(f"   step {step} of {STEPS}", flush=True)
                 folder = directory / f"step{step}"
                 folder.mkdir(exist_ok=True)
                 model, narrower = _pruned(model, criterion, {**budget, "ratios": ratios}, images, folder)
@@ -399,9 +397,9 @@ def _seconds(history):
 def _pack(weights):
     """What the results keep of a network's weights.
 
-    That is float16 numbers; of a network too large for those, the kernels are int8 multiples of a step, an eighth of
-    the standard deviation of each filter. Rounding then adds noise 29 dB below the weights, and one takes no more than
-    5.2 bits of the file: VGG16 fits into 10 MB.
+    That is float16 numbers; of a network too large for those, the filters are int8 multiples of a step each, an eighth
+    of their standard deviation. Rounding then adds noise 29 dB below the weights, and one takes no more than 5.2 bits
+    of the file: VGG16 fits into 10 MB.
 
     Args:
         weights: list of float32 arrays.
@@ -412,10 +410,11 @@ def _pack(weights):
     large = 2 * sum(array.size for array in weights) > LARGEST_SHIPPED
     packed = {}
     for i, array in enumerate(weights):
-        if large and array.ndim > 1:
-            step = (array.std(axis=tuple(range(array.ndim - 1))) / 8).astype("float32")
-            multiples = np.round(array / np.where(step > 0, step, 1))
-            packed[f"{i:04d}"] = np.clip(multiples, -127, 127).astype("int8")
+        # Depthwise kernels, small, have one filter for each channel on another axis.
+        if large and array.ndim > 1 and array.shape[-1] > 1:
+            rest = tuple(range(array.ndim - 1))
+            step = np.maximum(array.std(axis=rest) / 8, np.abs(array).max(axis=rest) / 127).astype("float32")
+            packed[f"{i:04d}"] = np.round(array / np.where(step > 0, step, 1)).astype("int8")
             packed[f"{i:04d}-step"] = step
         else:
             packed[f"{i:04d}"] = array.astype("float16")

@@ -277,7 +277,7 @@ def _add_bfloat16(sub):
     sub.add_argument(
         "--bfloat16",
         action="store_true",
-        help="fine-tune in bfloat16 arithmetic: faster where the processor has it (Intel AMX, most GPUs)",
+        help="fine-tune in bfloat16 arithmetic: faster where the processor has it (Intel AMX, AMD since Zen 4, GPUs)",
     )
 
 

@@ -1,8 +1,10 @@
 """Files that are replaced in one step, or left as they were."""
 
 import contextlib
+import glob
 import os
 import pathlib
+import time
 
 
 @contextlib.contextmanager
@@ -18,9 +20,14 @@ def replacing(path):
     path = pathlib.Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"Cannot write {path}: it is a directory.")
-    # Of this process alone: another one may be writing the same file.
+    # Of this process alone: another one may be writing the same file. What has not grown for an hour was left behind by
+    # one that was killed.
     part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     try:
+        for other in path.parent.glob(f".{glob.escape(path.stem)}.*.part{glob.escape(path.suffix)}"):
+            with contextlib.suppress(FileNotFoundError):  # the other process is done with it
+                if time.time() - other.stat().st_mtime > 3600:
+                    other.unlink()
         part.touch()
     except OSError as error:
         raise type(error)(f"Cannot write {path}: {error.strerror}.") from error

@@ -209,8 +209,8 @@ def as_inputs(model, x):
             where the model takes floats.
 
     Raises:
-        ValueError: the model is subclassed or not built; arrays that are not one for each input; fractions where the
-            model takes integers.
+        ValueError: the model is subclassed or not built; arrays that are not one for each input; other than whole
+            numbers where the model takes integers.
     """
     specs = model_inputs(model)
     if isinstance(x, dict) and not isinstance(input_structure(model), dict):
@@ -224,10 +224,12 @@ def as_inputs(model, x):
         )
     values = [np.asarray(value) for value in values]
     for value, spec in zip(values, specs):
-        if "float" not in spec.dtype and value.dtype.kind == "f" and not np.array_equal(value, value.round()):
+        if "float" in spec.dtype or value.dtype.kind != "f":
+            continue
+        if not (np.isfinite(value) & (value == np.round(value))).all():
             raise ValueError(
                 f"{spec.name} takes {spec.dtype}, and fractions would be cut off. Received: {value.dtype} from "
-                f"{value.min():g} to {value.max():g}; give integers (--scaling 0-255)"
+                f"{value.min():g} to {value.max():g}; give whole numbers (pixels: --scaling 0-255)"
             )
     return [as_float(value) if "float" in spec.dtype else value for value, spec in zip(values, specs)]
 

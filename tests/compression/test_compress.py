@@ -151,6 +151,8 @@ def test_another_run_is_refused(done, model, data, tmp_path):
     (tmp_path / "letter.txt").write_text("dear diary")
     with pytest.raises(ValueError, match="not empty and no run"):
         compress(model, data, RECIPE, tmp_path)
+    with pytest.raises(NotADirectoryError, match=r"must be a folder\. Received: .*letter\.txt"):
+        compress(model, data, RECIPE, tmp_path / "letter.txt")
     other = keras.models.clone_model(model)
     other.set_weights(model.get_weights())
     other.get_layer("conv1").activation = keras.activations.tanh

@@ -102,6 +102,7 @@ def test_large_baselines_are_kept_in_few_bits(tmp_path, rng, monkeypatch):
     kernel, bias = rng.normal(size=(3, 3, 256, 128)).astype("float32"), rng.normal(size=128).astype("float32")
     kernel *= np.geomspace(1e-3, 1e3, 128, dtype="float32")
     kernel[..., 7] = 0
+    kernel[..., 8], kernel[..., 9] = 0.5, np.eye(1, 9 * 256).reshape(3, 3, 256)
     monkeypatch.setattr(filters, "LARGEST_SHIPPED", 2 * (kernel.size + bias.size) - 1)
     packed = filters._pack([kernel, bias])
     filters._save_packed(packed, tmp_path / "b.npz", {})
@@ -111,7 +112,8 @@ def test_large_baselines_are_kept_in_few_bits(tmp_path, rng, monkeypatch):
     np.testing.assert_array_equal(same, bias.astype("float16"))
     np.testing.assert_array_equal(rounded, filters._unpack(packed)[0])
     assert not rounded[..., 7].any()
-    noise, signal = ((x**2).mean(axis=(0, 1, 2))[np.arange(128) != 7] for x in (rounded - kernel, kernel))
+    np.testing.assert_allclose(rounded[..., 8:10], kernel[..., 8:10], rtol=1e-6)
+    noise, signal = ((x**2).mean(axis=(0, 1, 2))[np.arange(128) > 9] for x in (rounded - kernel, kernel))
     np.testing.assert_allclose(10 * np.log10(signal / noise), 28.9, atol=0.5)  # 8 sqrt(12), in dB
     monkeypatch.undo()
     np.testing.assert_array_equal(filters._unpack(filters._pack([kernel]))[0], kernel.astype("float16"))
@@ -224,7 +226,8 @@ def test_steps_remove_equal_shares_and_end_at_the_widths_of_one():
     assert len(plan.kept[layers[0]]) == 7 == round(16 * (1 - first[layers[0]]) * (1 - second[layers[0]]), 6)
 
 
-def test_pruning_in_steps(tmp_path, rng, capsys):
+def test_pruning_in_steps(tmp_path, rng, capsys, monkeypatch):
+    monkeypatch.setattr(filters, "STEPS", 3)
     images, labels = rng.integers(0, 256, (64, 32, 32, 3), "uint8"), rng.integers(0, 10, 64)
     split = Split((images, labels), (images[:8], labels[:8]), None)
     config = dataclasses.replace(PROFILES["smoke"], finetune_epochs=3, precision="float32")
@@ -232,17 +235,16 @@ def test_pruning_in_steps(tmp_path, rng, capsys):
     unpruned = resnet(8)
     skip, ratios = streams(unpruned), dict.fromkeys([f"stage{stage}_block1_conv1" for stage in (1, 2, 3)], 0.5)
 
-    def pruned(name, steps):
-        return filters.prune_and_finetune(
-            task, name, unpruned, split, "l1", {"nodistill"}, steps=steps, skip=skip, ratios=ratios
-        )
+    def pruned(name, *options):
+        options = {"nodistill", *options}
+        return filters.prune_and_finetune(task, name, unpruned, split, "l1", options, skip=skip, ratios=ratios)
 
-    (once, _), (model, plan) = pruned("once", 1), pruned("steps", 3)
+    (once, _), (model, plan) = pruned("once"), pruned("steps", "iterative")
     assert tfc.profile(model) == tfc.profile(once)
     assert [len(plan.kept[layer]) for layer in ratios] == [8, 16, 32]
     assert tfc.profile(tfc.apply_plan(unpruned, plan)) == tfc.profile(model)
     assert capsys.readouterr().out.count("epoch 1/1") == 3
-    again, same = pruned("steps", 3)
+    again, same = pruned("steps", "iterative")
     assert "epoch" not in capsys.readouterr().out and same.to_json() == plan.to_json()
     for a, b in zip(model.get_weights(), again.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)

@@ -166,6 +166,15 @@ def test_batch_renormalization_gets_narrower():
     before, after = model.get_layer("norm"), pruned.get_layer("norm")
     for name in ("gamma", "beta", "moving_mean", "moving_variance", "moving_stddev", "renorm_mean", "renorm_stddev"):
         np.testing.assert_array_equal(getattr(after, name), np.array(getattr(before, name))[plan.kept["a"]])
+    x = np.random.default_rng(0).random((64, 6, 6, 3), "float32")
+    recalibrate(pruned, x)
+    outputs = np.array(pruned.get_layer("a")(x)).reshape(-1, 4)
+    assert after.renorm
+    for name, expected in (
+        *(("moving_mean", outputs.mean(0)), ("renorm_mean", outputs.mean(0)), ("moving_variance", outputs.var(0))),
+        *((name, np.sqrt(outputs.var(0) + after.epsilon)) for name in ("moving_stddev", "renorm_stddev")),
+    ):
+        np.testing.assert_allclose(getattr(after, name), expected, rtol=1e-2)
 
 
 def test_initializers_that_hold_the_weights():

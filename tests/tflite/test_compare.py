@@ -141,3 +141,12 @@ def test_nothing_in_common(small_model, small_images):
         tfc.compare(small_model, other, small_images)
     with pytest.raises(ValueError, match="at least one input"):
         tfc.compare(small_model, small_model, small_images[:0])
+
+
+def test_vector_and_image_of_one_pixel_are_alike(rng):
+    a = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="same")])
+    dense, pixel = keras.layers.Dense(3, name="dense"), keras.layers.Reshape((1, 1, 3), name="same")
+    b = keras.Sequential([keras.Input((4,)), dense, pixel])
+    b.set_weights(a.get_weights())
+    (row,) = tfc.compare(a, b, rng.random((5, 4), "float32")).layers
+    assert (row.name, row.shape, row.snr) == ("same", (3,), float("inf"))

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import fnmatch
 import hashlib
 import json
 import pathlib
@@ -73,7 +74,7 @@ def compress(
         augmentation: {"crop_padding": 4, "flip": True, ...}, options of `TrainingConfig` for all training steps: what
             the model was trained with. On images of a kind that it never saw, it would teach nonsense.
         bfloat16: whether the fine-tuning computes in bfloat16, with float32 weights: faster on a processor that has it
-            (Intel AMX, most GPUs).
+            (Intel AMX, AMD since Zen 4, most GPUs).
         source: path of the model's file, for the provenance.
         command: command line that repeats this, for the provenance.
 
@@ -492,7 +493,9 @@ def _is_claimed(folder, identity):
                 "Choose another output folder, or delete this one."
             )
         return True
-    if any(path.is_file() and ".part" not in path.suffixes for path in folder.rglob("*")):
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"The output must be a folder. Received: {folder}, a file.")
+    if any(path.is_file() and not fnmatch.fnmatch(path.name, ".*.part.*") for path in folder.rglob("*")):
         raise ValueError(f"{folder} is not empty and no run of tfcompress. Choose another output folder.")
     return False
 

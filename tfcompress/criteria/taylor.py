@@ -9,7 +9,8 @@ class Taylor(Criterion):
     """s_i = mean over batches of (sum_k g_ik w_ik)^2, the group form of the first-order importance (equation 8).
 
     Args:
-        x: inputs of the model, an array or a list or dict of arrays; uint8 pixels are divided by 255.
+        x: inputs of the model, an array or a list or dict of arrays; uint8 pixels are divided by 255
+            where it takes floats.
         y: their targets, for `loss`; for the default one integer or one-hot labels.
         loss: a Keras loss; by default sparse categorical cross-entropy of logits.
         batch_size: examples per batch.

@@ -26,11 +26,11 @@ class Layout(tfmot.quantization.keras.QuantizeLayoutTransform):
     BatchNorm that no convolution can absorb (pre-activation networks) gets an identity 1x1 depthwise convolution in
     front, into which the converter folds it; Rescaling and Normalization become such a convolution themselves. As
     plain multiplications and additions they would stay float in the file: QAT puts no range between the two. Vectors
-    pass as images of one pixel.
+    pass such a BatchNorm as images of one pixel.
     """
 
     def apply(self, model, layer_quantize_map):
-        scaled = {layer.name: layer.input_shape for layer in model.layers if is_scaling(layer)}
+        channels = {layer.name: layer.input_shape[-1] for layer in model.layers if is_scaling(layer)}
         unfolded = unfolded_batch_norms(model)
         vectors = {name for name in unfolded if len(model.get_layer(name).input_shape) == 2}
         for transform, names in (
@@ -39,7 +39,7 @@ class Layout(tfmot.quantization.keras.QuantizeLayoutTransform):
             (_IdentityBehind(), [layer.name for layer in model.layers if _is_transposed(layer)]),
             (_FoldIntoDense(), folded_into_dense(model)),
             (_IdentityBeforeBatchNorm(vectors), unfolded),
-            (_ScalingAsConvolution(scaled), scaled),
+            (_ScalingAsConvolution(channels), channels),
         ):
             # ModelTransformer reads an empty set of names as "every layer".
             if names:
@@ -151,18 +151,19 @@ class _IdentityBeforeBatchNorm(_transformations.transforms.Transform):
 
     def replacement(self, match_layer):
         config = match_layer.layer["config"]
-        channels = match_layer.weights["moving_mean:0"].size
-        identity = _fixed_depthwise(f"{config['name']}_identity", np.ones(channels))
+        name, channels = config["name"], match_layer.weights["moving_mean:0"].size
+        identity = _fixed_depthwise(f"{name}_identity", np.ones(channels))
         match_layer.input_layers = [identity]
-        if config["name"] not in self._vectors:
+        if name not in self._vectors:
             return match_layer
         config["axis"] = [3]
-        return _on_vectors(identity, match_layer, channels)
+        identity.input_layers = [_layer_node(tf_keras.layers.Reshape((1, 1, channels), name=f"{name}_pixel"))]
+        return _behind(match_layer, tf_keras.layers.Reshape((channels,), name=f"{name}_vector"))
 
 
 class _ScalingAsConvolution(_transformations.transforms.Transform):
-    def __init__(self, shapes):
-        self._shapes = shapes
+    def __init__(self, channels):
+        self._channels = channels
 
     def pattern(self):
         return _transformations.transforms.LayerPattern("Rescaling|Normalization")
@@ -170,10 +171,8 @@ class _ScalingAsConvolution(_transformations.transforms.Transform):
     def replacement(self, match_layer):
         config = match_layer.layer["config"]
         scale, offset = (_rescaling if match_layer.layer["class_name"] == "Rescaling" else _normalization)(match_layer)
-        shape = self._shapes[config["name"]]
-        ones = np.ones(shape[-1])
-        convolution = _fixed_depthwise(config["name"], scale * ones, offset * ones)
-        return _on_vectors(convolution, convolution, shape[-1]) if len(shape) == 2 else convolution
+        ones = np.ones(self._channels[config["name"]])
+        return _fixed_depthwise(config["name"], scale * ones, offset * ones)
 
 
 def _rescaling(node):
@@ -194,13 +193,6 @@ def _fixed_depthwise(name, scale, offset=None):
     layer = tf_keras.layers.DepthwiseConv2D(1, use_bias=offset is not None, trainable=False, name=name)
     weights = {"depthwise_kernel:0": scale.reshape(1, 1, -1, 1), "bias:0": offset}
     return _layer_node(layer, {key: value for key, value in weights.items() if value is not None})
-
-
-def _on_vectors(first, last, channels):
-    """A LayerNode that applies a chain of nodes for images, from the first to the last, to vectors."""
-    name = last.layer["config"]["name"]
-    first.input_layers = [_layer_node(tf_keras.layers.Reshape((1, 1, channels), name=f"{name}_pixel"))]
-    return _behind(last, tf_keras.layers.Reshape((channels,), name=f"{name}_vector"))
 
 
 def _behind(node, layer):

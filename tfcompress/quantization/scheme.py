@@ -122,10 +122,12 @@ def check_supported(model):
 def _check_per_channel(layer):
     axes = getattr(layer, "axis", -1)
     last = len(layer.input_shape) - 1
-    if last not in (1, 3) or set(np.ravel(axes)) - {-1, last}:
+    # A Rescaling or Normalization has one int8 scale for all channels: enough for three colours, not for features.
+    vectors = isinstance(layer, _layers.BatchNormalization)
+    if last not in ((1, 3) if vectors else (3,)) or set(np.ravel(axes)) - {-1, last}:
         raise UnsupportedLayerError(
             layer,
-            "int8 scales the channels of images, and vectors, along the last axis. "
+            f"int8 scales the channels of images{', and vectors,' if vectors else ''} along the last axis. "
             f"Received: input {layer.input_shape}, axis {axes}",
         )
 

@@ -26,7 +26,8 @@ def recalibrate(model, x, batch_size=32):
         The same model.
 
     Raises:
-        ValueError: if the model is subclassed, there are no examples, or not one array for each input.
+        ValueError: if the model is subclassed, there are no examples, not one array for each input, or fractions for
+            a model that takes integers.
     """
     inputs = as_inputs(model, x)
     if not len(inputs[0]):
@@ -47,10 +48,15 @@ def _run(call, seen, count):
         # The call has the layer's own default, which is to be in training for layers of augmentation.
         inference = {"training": False} if getattr(layer, "_call_has_training_arg", False) else {}
         return keras.tree.flatten(layer(*call.args, **{**call.kwargs, **inference}))
-    own = layer.momentum
-    layer.momentum = seen[id(layer)] / (seen[id(layer)] + count)
+    own, renorm = layer.momentum, layer.renorm
+    layer.momentum, layer.renorm = seen[id(layer)] / (seen[id(layer)] + count), False
     seen[id(layer)] += count
     try:
         return [layer(*call.args, **{**call.kwargs, "training": True})]
     finally:
-        layer.momentum = own
+        layer.momentum, layer.renorm = own, renorm
+        if renorm:  # batch renormalization keeps copies of its own
+            deviation = keras.ops.sqrt(layer.moving_variance + layer.epsilon)
+            layer.renorm_mean.assign(layer.moving_mean)
+            layer.renorm_stddev.assign(deviation)
+            layer.moving_stddev.assign(deviation)

@@ -64,7 +64,8 @@ def sensitivity(model, x, y, layers=None, ratios=RATIOS, criterion="l1", skip=()
 
     Args:
         model: a Sequential or functional classifier (logits or probabilities).
-        x: held-out inputs, not test images, as the model takes them; uint8 pixels are divided by 255.
+        x: held-out inputs, not test images, as the model takes them; uint8 pixels are divided by 255 where it takes
+            floats.
         y: their class indices, (N,), or one-hot.
         layers: names of the layers to measure; by default one of each set of coupled layers.
         ratios: fractions of the channels to remove, each in (0, 1).
