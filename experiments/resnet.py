@@ -22,8 +22,8 @@ A variant is written criterion-macs<percent>-<widths>, with options behind it in
 
 Where the results hold a baseline, everything starts from it, trained as it was; --train_baseline puts another in its
 place. A long training gets shorter where it starts from a shallower network, whose blocks are repeated
-(`tfcompress.models.deepen`): ResNet56's has --baseline_epochs=40 --baseline_cutout=8
---baseline_grown_from=results/resnet20/baseline-full-seed0.npz.
+(`tfcompress.models.deepen`), as those of the results do: ResNet56's has --baseline_epochs=40 --baseline_cutout=8
+--baseline_grown_from=results/resnet20/baseline-full-seed0.npz, ResNet110's 26 epochs behind ResNet56's.
 
 Criteria: the names of `tfcompress.criteria` (but taylor, which needs images), and distribution_fit_a, _b, _c for the
 three readings of the paper. All variants start from one baseline (--baseline_seed) and, but for -long, have the same
