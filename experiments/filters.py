@@ -234,7 +234,7 @@ def prune_and_finetune(task, name, unpruned, split, criterion, options=frozenset
         The network and its `PruningPlan`.
     """
     from tfcompress import apply_plan, criteria, recalibrate
-    from tfcompress.graph import clone_uncompiled, copy_weights
+    from tfcompress.graph import copy_model
     from tfcompress.training import SoftPruning, fit
 
     if "iterative" in options and ("soft" in options or "ratios" not in budget):
@@ -248,8 +248,7 @@ def prune_and_finetune(task, name, unpruned, split, criterion, options=frozenset
     training = training or finetuning(task, options)
     with task.stage(name) as directory:
         if "soft" in options:
-            model = clone_uncompiled(unpruned)
-            copy_weights(unpruned, model)
+            model = copy_model(unpruned)
             pruning = SoftPruning(model, criterion, directory / "plan.json", **budget)
             fit(model, *split.train, training, directory=directory, callbacks=[pruning], **arguments)
             plan = pruning.plan

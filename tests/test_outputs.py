@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from tfcompress.graph import clone_uncompiled, copy_weights
+from tfcompress.graph import copy_model
 from tfcompress.keras2 import tf_keras
 from tfcompress.outputs import as_logits, ends_in_softmax, trainable_logits, with_softmax
 
@@ -74,14 +74,22 @@ def test_frozen_layers_are_trained_and_named(capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_layer_inside_and_outside_of_a_model_is_named():
+    shared = layers.Dense(4, name="shared")
+    base = keras.Sequential([keras.Input((4,)), shared], name="base")
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, layers.Dense(2)(shared(base(inputs))))
+    with pytest.raises(ValueError, match="calls shared both inside and outside"):
+        copy_model(model)
+
+
 def test_compiled_model_inside_does_not_stop_a_copy(rng):
     """Its loss, one's own, plays no part."""
     base = keras.Sequential([keras.Input((4,)), layers.Dense(3)], name="base")
     base.compile(loss=lambda target, output: output)
     model = keras.Sequential([keras.Input((4,)), base, layers.Dense(2)])
-    copy = clone_uncompiled(model, recursive=True)
+    copy = copy_model(model, recursive=True)
     assert base.compiled and not copy.get_layer("base").compiled
-    copy_weights(model, copy)
     x = rng.random((2, 4), "float32")
     np.testing.assert_array_equal(copy.predict(x, verbose=0), model.predict(x, verbose=0))
 

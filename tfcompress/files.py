@@ -1,6 +1,7 @@
 """Files that are replaced in one step, or left as they were."""
 
 import contextlib
+import fnmatch
 import glob
 import os
 import pathlib
@@ -36,6 +37,11 @@ def replacing(path):
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def is_temporary(path):
+    """Whether a file is one that `replacing` yields: a process that was killed left it behind."""
+    return fnmatch.fnmatch(path.name, ".*.part*")
 
 
 def write_text(path, text):

@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import json
+from collections import Counter
 from dataclasses import dataclass
 
 import keras
@@ -29,13 +30,37 @@ def clone_uncompiled(model, **options):
             part.compiled = was_compiled
 
 
+def copy_model(model, **options):
+    """What `clone_uncompiled` returns, with the weights of the model."""
+    copy = clone_uncompiled(model, **options)
+    copy_weights(model, copy)
+    return copy
+
+
 def copy_weights(source, target):
-    """Gives a clone the weights of its model, and freezes those that are frozen by themselves: no config says so."""
+    """Gives a clone the weights of its model, and freezes those that are frozen by themselves.
+
+    Raises:
+        ValueError: a layer with weights is called in several models at once: in the clone each has its own.
+    """
+    if len(target.weights) != len(source.weights):
+        parts = [part for part in source._flatten_layers() if isinstance(part, keras.Model)]
+        owners = Counter(layer for part in parts for layer in {id(x): x for x in part.layers}.values())
+        shared = [layer.name for layer, count in owners.items() if count > 1 and layer.weights]
+        raise ValueError(
+            f"Model {source.name!r} calls {', '.join(shared)} both inside and outside of a model that it calls, and no "
+            "copy of it would share the weights. Call a layer in one model only"
+        )
     target.set_weights(source.get_weights())
-    for old, new in zip(source.weights, target.weights):
+    copy_frozen(zip(source.weights, target.weights))
+    take_statistics(target)
+
+
+def copy_frozen(pairs):
+    """Freezes each weight whose original, the first of a pair, is frozen by itself: no config says so."""
+    for old, new in pairs:
         if new.trainable != old.trainable:
             new.trainable = old.trainable
-    take_statistics(target)
 
 
 def copy_trainable(old, new):

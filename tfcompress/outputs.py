@@ -6,7 +6,7 @@ import keras
 from keras import layers
 
 from tfcompress.errors import listed
-from tfcompress.graph import clone_uncompiled, copy_weights, frozen_layers, is_nested_model, producer
+from tfcompress.graph import copy_model, frozen_layers, is_nested_model, producer
 
 # Layers, in Keras 2 and 3, that change no value outside training.
 _MOVING = ("Reshape", "Flatten", "Dropout", "Identity")
@@ -28,8 +28,7 @@ def as_logits(model):
             per class, or whose softmax is inside a model that it calls.
     """
     check_classifier(model)
-    copy = clone_uncompiled(model)
-    copy_weights(model, copy)
+    copy = copy_model(model)
     for layer in copy._flatten_layers():
         layer.trainable = True
     last, before, is_reshaped = _last(copy)

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import fnmatch
 import hashlib
 import json
 import pathlib
@@ -13,8 +12,8 @@ import zlib
 import numpy as np
 
 from tfcompress.compression.recipe import load_recipe
-from tfcompress.files import save_model, write_text
-from tfcompress.graph import clone_uncompiled, copy_weights, is_channels_first, network_of
+from tfcompress.files import is_temporary, save_model, write_text
+from tfcompress.graph import copy_model, is_channels_first, network_of
 
 VERSION = 1
 MEASURED_IMAGES = 5000
@@ -244,8 +243,7 @@ class _Run:
         from tfcompress.training import fit
 
         if self.network is self.original:  # which stays as it came, to teach
-            self.network = self.trained = clone_uncompiled(self.original)
-            copy_weights(self.original, self.network)
+            self.network = self.trained = copy_model(self.original)
         fit(
             self.network,
             *self.data.train,
@@ -495,7 +493,7 @@ def _is_claimed(folder, identity):
         return True
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"The output must be a folder. Received: {folder}, a file.")
-    if any(path.is_file() and not fnmatch.fnmatch(path.name, ".*.part.*") for path in folder.rglob("*")):
+    if any(path.is_file() and not is_temporary(path) for path in folder.rglob("*")):
         raise ValueError(f"{folder} is not empty and no run of tfcompress. Choose another output folder.")
     return False
 

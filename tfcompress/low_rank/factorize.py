@@ -10,7 +10,15 @@ import numpy as np
 from keras import layers
 
 from tfcompress.errors import UnsupportedLayerError
-from tfcompress.graph import clone_uncompiled, copy_trainable, is_nested_model, model_inputs, take_statistics, walk
+from tfcompress.graph import (
+    clone_uncompiled,
+    copy_frozen,
+    copy_trainable,
+    is_nested_model,
+    model_inputs,
+    take_statistics,
+    walk,
+)
 from tfcompress.low_rank.decompose import SCHEMES, energies, factors, rank_at
 from tfcompress.low_rank.plan import Factor, LowRankPlan
 from tfcompress.profiling import positions, profile
@@ -238,7 +246,7 @@ def _build(model, chosen):
 
     def copy(operation):
         if is_nested_model(operation):
-            return copy_model(operation)
+            return thin_copy(operation)
         if id(operation) not in chosen:
             return type(operation).from_config(operation.get_config())
         first, second = _thin_layers(operation, chosen[id(operation)], used[id(operation)])
@@ -249,7 +257,7 @@ def _build(model, chosen):
         outputs = operation(*args, **kwargs)
         return seconds[id(operation)](outputs) if id(operation) in seconds else outputs
 
-    def copy_model(model):
+    def thin_copy(model):
         names = {layer.name for layer in model.layers}
         used.update({id(layer): names for layer in model.layers})
         if not isinstance(model, keras.Sequential):
@@ -262,7 +270,7 @@ def _build(model, chosen):
                 stack.append(seconds[id(stack[-1])])
         return keras.Sequential(stack, name=model.name)
 
-    thinner, pairs, twins = copy_model(model), [], []
+    thinner, pairs, twins = thin_copy(model), [], []
     for old, new in clones.values():
         if id(old) in chosen:
             second = seconds[id(new)]
@@ -278,9 +286,7 @@ def _build(model, chosen):
     copy_trainable(model, thinner)
     for first, second in pairs:
         first.trainable = second.trainable
-    for source, target in twins:
-        if target.trainable != source.trainable:  # a weight that is frozen by itself
-            target.trainable = source.trainable
+    copy_frozen(twins)
     return thinner
 
 

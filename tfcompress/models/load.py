@@ -9,7 +9,7 @@ import h5py
 import keras
 import numpy as np
 
-from tfcompress.graph import arguments_of, clone_uncompiled, copy_weights, input_structure
+from tfcompress.graph import arguments_of, copy_model, input_structure
 
 _MODELS = ("Functional", "Model", "Sequential")
 _NOT_LAYERS = ("Policy", "TFOpLambda", "__keras_tensor__", "__numpy__", "__tensor__", "__ellipsis__", "__slice__")
@@ -82,9 +82,7 @@ def _in_float32(model):
 
     if not any(map(_is_mixed, model._flatten_layers())):
         return model
-    copy = clone_uncompiled(model, clone_function=clone, recursive=True)
-    copy_weights(model, copy)
-    return copy
+    return copy_model(model, clone_function=clone, recursive=True)
 
 
 def _is_mixed(layer):

@@ -123,7 +123,7 @@ def _check_per_channel(layer):
     axes = getattr(layer, "axis", -1)
     last = len(layer.input_shape) - 1
     # A Rescaling or Normalization has one int8 scale for all channels: enough for three colours, not for features.
-    vectors = isinstance(layer, _layers.BatchNormalization)
+    vectors = not is_scaling(layer)
     if last not in ((1, 3) if vectors else (3,)) or set(np.ravel(axes)) - {-1, last}:
         raise UnsupportedLayerError(
             layer,

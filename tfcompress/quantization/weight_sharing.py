@@ -4,7 +4,7 @@ import keras
 import numpy as np
 
 from tfcompress.errors import listed
-from tfcompress.graph import clone_uncompiled, copy_weights, layer_names
+from tfcompress.graph import copy_model, layer_names
 from tfcompress.sparsity import prunable_kernels
 from tfcompress.surgery.channel_graph import as_skip, check_skip, is_skipped
 
@@ -54,8 +54,7 @@ def share_weights(
 
     check_clusters(clusters)
     shareable(model, skip)
-    shared = clone_uncompiled(model)
-    copy_weights(model, shared)
+    shared = copy_model(model)
     kernels = shareable(shared, skip)
     for kernel in kernels:
         kernel.assign(_clustered(np.array(kernel), int(clusters)))

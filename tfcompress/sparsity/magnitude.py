@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from tfcompress.graph import clone_uncompiled, copy_weights, model_inputs
+from tfcompress.graph import copy_model, model_inputs
 from tfcompress.sparsity.allocation import allocate, prunable_kernels
 
 _MASK_UPDATES = 50
@@ -53,8 +53,7 @@ def sparsify(
     if not 0 <= ramp[0] < ramp[1] <= 1:
         raise ValueError(f"ramp must be two increasing fractions in [0, 1]. Received: {ramp}")
     steps = config.epochs * -(-len(x) // config.batch_size)
-    sparse = clone_uncompiled(model)
-    copy_weights(model, sparse)
+    sparse = copy_model(model)
     pruning = MagnitudePruning(sparse, allocate(model, sparsity, allocation), *(int(part * steps) for part in ramp))
     identity = {"sparsity": sparsity, "allocation": allocation, "ramp": list(ramp)}
     options = {"validation": validation, "teacher": teacher, "directory": directory}

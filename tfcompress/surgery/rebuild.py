@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from tfcompress.graph import clone_uncompiled, copy_trainable, is_nested_model, take_statistics
+from tfcompress.graph import clone_uncompiled, copy_frozen, copy_trainable, is_nested_model, take_statistics
 from tfcompress.surgery.channel_graph import ChannelGraph
 from tfcompress.surgery.plan import classes_kept
 
@@ -44,9 +44,7 @@ def rebuild(graph, alive):
     take_statistics(model)
     copy_trainable(graph.model, model)
     for old, new in clones.values():
-        for source, target in zip(getattr(old, "variables", ()), getattr(new, "variables", ())):
-            if target.trainable != source.trainable:  # a weight that is frozen by itself
-                target.trainable = source.trainable
+        copy_frozen(zip(getattr(old, "variables", ()), getattr(new, "variables", ())))
     return model
 
 

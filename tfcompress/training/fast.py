@@ -6,7 +6,7 @@ import math
 
 import keras
 
-from tfcompress.graph import clone_uncompiled, copy_weights
+from tfcompress.graph import copy_model
 
 _DEPTHWISE = (keras.layers.DepthwiseConv2D, keras.layers.SeparableConv2D)
 
@@ -51,8 +51,7 @@ def training_clone(model, precision="float32"):
         return cls.from_config(config)
 
     try:
-        clone = clone_uncompiled(model, clone_function=fast_layer, recursive=True)
-        copy_weights(model, clone)
+        clone = copy_model(model, clone_function=fast_layer, recursive=True)
     except (TypeError, ValueError, NotImplementedError):
         # Layers, activations or constraints of the user's own that no config describes.
         if precision != "float32":
