@@ -6,6 +6,7 @@ MODEL ?= resnet110
 DATASET ?= cifar10
 BASELINE ?=
 ARGS ?=
+DISTILLATION_ARGS ?=
 
 BIN := .venv/bin
 READY := .venv/.ready
@@ -64,11 +65,10 @@ reproduce-mobilenet: $(READY)  ## MobileNet with 224x224 pixels, then on CIFAR-1
 	done
 	@$(MAKE) --no-print-directory plots tables
 
-reproduce-survey: $(READY)  ## LeNet-5 by six families of compression, and distillation (PROFILE=full: 40 minutes a seed)
+reproduce-survey: $(READY)  ## LeNet-5 by six families of compression, and distillation (DISTILLATION_ARGS; PROFILE=full: 40 minutes a seed)
 	@for seed in $(SEEDS); do \
-		for experiment in survey distillation; do \
-			$(BIN)/python -m experiments.$$experiment --profile=$(PROFILE) --seed=$$seed $(ARGS) || exit $$?; \
-		done; \
+		$(BIN)/python -m experiments.survey --profile=$(PROFILE) --seed=$$seed $(ARGS) || exit $$?; \
+		$(BIN)/python -m experiments.distillation --profile=$(PROFILE) --seed=$$seed $(DISTILLATION_ARGS) || exit $$?; \
 	done
 	@$(MAKE) --no-print-directory plots tables
 

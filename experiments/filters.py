@@ -32,7 +32,7 @@ class Training:
     model: str = option("", "the network")
     dataset: str = option("cifar10", "cifar10, cifar100 or digits")
     train_images: int = option(0, "train on so many images only; 0 means all")
-    held_out: int = option(2500, "training images kept for choices")
+    held_out: int = option(2500, "training images kept for choices, at most a tenth of them")
     baseline_seed: int = option(0, "seed of the baseline, which all fine-tuning seeds share")
     baseline_epochs: int = option(60, "epochs of the baseline")
     baseline_cutout: int = option(0, "side in pixels of the square hidden in each image that the baseline trains on")
@@ -451,11 +451,12 @@ def _adopt_training(task, path, notes, same):
     flags = {name: f"baseline_{name}" for name in ("epochs", "cutout", "weight_decay", "grown_from")}
     task.adopt({flag: trained[name] for name, flag in flags.items() if flag not in task.given})
     flags |= {name: name for name in same}
-    others = {name: flag for name, flag in flags.items() if trained[name] != getattr(task.config, flag)}
+    now = {**vars(task.config), **task.identity}
+    others = {name: flag for name, flag in flags.items() if trained[name] != now[flag]}
     if others:
         raise SystemExit(
             f"{path} is of another training: "
-            + ", ".join(f"{name} {trained[name]}, now {getattr(task.config, flag)}" for name, flag in others.items())
+            + ", ".join(f"{name} {trained[name]}, now {now[flag]}" for name, flag in others.items())
             + ". To start from it: "
             + " ".join(f"--{flag}={trained[name]}" for name, flag in others.items())
         )

@@ -156,7 +156,13 @@ def _recorded(task):
     absent = {**{field.name: field.default for field in dataclasses.fields(task.config)}, "baseline": task.baseline}
     before = {**{name: absent[name] for name in now}, **stored.config}
     now, before = (json.loads(json.dumps(config)) for config in (now, before))
-    others = [f"{name} {before[name]}, now {now.get(name)}" for name in before if before[name] != now.get(name)]
+    # What no stage depends on may differ, and older records name some of it.
+    free = {field.name for field in dataclasses.fields(task.config) if field.metadata["identity"] is False}
+    others = [
+        f"{name} {before[name]}, now {now.get(name)}"
+        for name in before
+        if name not in free and before[name] != now.get(name)
+    ]
     if others:
         print(f"{path} is of another configuration ({'; '.join(others)}): this run replaces it.", file=sys.stderr)
     return None if others else stored

@@ -34,7 +34,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments import filters, measure, runner
-from experiments.runner import Split, check_at_least, load_split, option
+from experiments.runner import Split, check_at_least, held_out_of, load_split, option
 
 # Strides removed from the paper's network.
 MODELS = {"mobilenet": {"stem_strides": 1}, "mobilenet-4x4": {"stem_strides": 1, "block2_strides": 1}}
@@ -169,8 +169,12 @@ def _run_imagenet(task):
     config, shape = task.config, (224, 224, 3)
     task.experiment = "mobilenet-imagenet"
     data = load_user_data(config.imagenet_dir, input_shape=shape, held_out=0.5)
-    count = min(config.held_out, len(data.train[0]) // 10)
-    train, validation = split_validation(*data.train, count)
+    # A folder is read class by class, and the first images are taken for all of them: to calibrate, say.
+    order = np.random.default_rng(0).permutation(len(data.train[0]))
+    images, labels = (array[order] for array in data.train)
+    train, validation = split_validation(images, labels, held_out_of(task, len(images), config.held_out))
+    if config.train_images:
+        train = tuple(array[: config.train_images] for array in train)
     split = Split(train, validation, data.test or data.validation)
     network = pretrained(config.imagenet_weights, config.alpha, len(data.class_names))
     task.baseline = digest(network.get_weights())[:16]

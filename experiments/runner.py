@@ -238,12 +238,15 @@ def load_split(task, name, held_out, train_images=0, rgb=False):
     Args:
         task: a `Run`; its `notices` repeat at its end what was said here.
         name: as for `tfcompress.datasets.load`.
-        held_out: number of training images to hold out; never more than a tenth of them.
+        held_out: number of training images to hold out; a tenth of them, if that is less.
         train_images: train on so many of the others only; 0 means all.
         rgb: whether the network takes (32, 32, 3) images: smaller ones are padded, grey ones repeated.
 
     Returns:
         The name of the data set that was loaded, and a `Split`.
+
+    Raises:
+        SystemExit: a flag wants more of them to be held out than a tenth.
     """
     from tfcompress import datasets
 
@@ -255,11 +258,22 @@ def load_split(task, name, held_out, train_images=0, rgb=False):
         print(f"{'!' * 100}\n{notice}\n{'!' * 100}", file=sys.stderr)
         task.notices.append(notice)
     images, test_images = (_as_rgb(x) if rgb else x for x in (data.x_train, data.x_test))
-    count = min(held_out, len(images) // 10)
+    count = held_out_of(task, len(images), held_out, data.name == name)
     train, validation = datasets.split_validation(images, data.y_train, count)
     if train_images:
         train = tuple(array[:train_images] for array in train)
     return data.name, Split(train, validation, (test_images, data.y_test))
+
+
+def held_out_of(task, images, held_out, is_wanted=True):
+    """How many of so many training images are held out: as many as wanted, but no more than a tenth.
+
+    Raises:
+        SystemExit: more are wanted, by a flag, of a data set that is wanted.
+    """
+    if "held_out" in task.given and is_wanted and held_out > images // 10:
+        raise SystemExit(f"held_out must be at most {images // 10}, a tenth of the images. Received: {held_out}")
+    return min(held_out, images // 10)
 
 
 def _as_rgb(images):

@@ -6,7 +6,7 @@ import pytest
 from keras import layers
 
 from tfcompress.graph import copy_model
-from tfcompress.keras2 import tf_keras
+from tfcompress.keras2 import tf_keras, tfmot
 from tfcompress.outputs import as_logits, ends_in_softmax, trainable_logits, with_softmax
 
 
@@ -62,6 +62,18 @@ def test_softmax_as_an_operation_is_removed(softmax, rng):
     x = rng.random((5, 6, 6, 1), "float32")
     assert had_softmax
     np.testing.assert_array_equal(without.predict(x, verbose=0), keras.Model(inputs, logits).predict(x, verbose=0))
+
+
+def test_softmax_is_seen_in_models_of_keras_2_and_of_tfmot():
+    layers_2 = tf_keras.layers
+    head = tf_keras.Sequential([layers_2.InputLayer((9,)), layers_2.Dense(4, activation="softmax")])
+    inputs = tf_keras.Input((3, 3, 1))
+    assert ends_in_softmax(tf_keras.Model(inputs, head(layers_2.Flatten()(inputs))))
+    logits = tf_keras.Model(inputs, layers_2.Dense(4)(layers_2.Flatten()(inputs)))
+    assert not ends_in_softmax(tfmot.quantization.keras.quantize_model(logits))
+    for end in (layers_2.Softmax(), layers_2.Activation("softmax"), layers_2.Dense(4, activation="softmax")):
+        model = tf_keras.Model(inputs, end(logits.outputs[0]))
+        assert ends_in_softmax(model) and ends_in_softmax(tfmot.quantization.keras.quantize_model(model))
 
 
 def test_frozen_layers_are_trained_and_named(capsys):

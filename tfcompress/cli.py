@@ -194,7 +194,7 @@ def _parser():
         "evaluate", _evaluate, "top-1 accuracy of a .tflite file or a model", "model.tflite --data images.npz"
     )
     sub.add_argument("model", metavar="FILE", help=f"a .tflite file, or {_MODEL}")
-    _add_data(sub)
+    _add_data(sub, holds_out=False)
 
     sub = command("benchmark", _benchmark, "latency of .tflite files, one inference each in turn", "a.tflite b.tflite")
     sub.add_argument("files", metavar="FILE", nargs="+", help=".tflite files")
@@ -208,7 +208,7 @@ def _parser():
     )
     sub.add_argument("model", metavar="MODEL", help=f"the reference: {_MODEL}, or .tflite")
     sub.add_argument("other", metavar="OTHER", help="the other one: the same")
-    _add_data(sub)
+    _add_data(sub, holds_out=False)
     sub.add_argument("--images", type=int, default=32, help="images to compare on (default: 32)")
 
     sub = command(
@@ -233,17 +233,17 @@ def _add_skip(sub):
     sub.add_argument("--skip", type=_words, default=(), help="layers whose channels are all kept, with commas")
 
 
-def _add_data(sub):
+def _add_data(sub, holds_out=True):
     sub.add_argument("--data", required=True, help=_DATA)
-    _add_data_options(sub)
+    _add_data_options(sub, holds_out)
 
 
 def _add_statistics_data(sub):
     sub.add_argument("--data", help=f"{_DATA}: BatchNorm statistics are measured anew on it")
-    _add_data_options(sub)
+    _add_data_options(sub, holds_out=False)
 
 
-def _add_data_options(sub):
+def _add_data_options(sub, holds_out=True):
     from tfcompress.datasets.user import SCALINGS
 
     sub.add_argument(
@@ -255,7 +255,9 @@ def _add_data_options(sub):
     sub.add_argument(
         "--class-names", type=_words, help="names of the classes, with commas (default: folders or numbers)"
     )
-    sub.add_argument("--held-out", type=float, default=0.1, help="fraction of the training images to hold out (0.1)")
+    if holds_out:
+        fraction = "fraction of the training images to hold out (0.1)"
+        sub.add_argument("--held-out", type=float, default=0.1, help=fraction)
     sub.add_argument("--on-bad-image", choices=("stop", "skip"), default="stop", help="an image that does not decode")
 
 
@@ -422,6 +424,8 @@ def _quantize(options):
     if options.qat and options.precision != "int8":
         raise CommandError(f"--qat gives int8 files. Received: --precision {options.precision}")
     output = _output(options.output, ".tflite")
+    if not options.qat:
+        options.held_out = None  # no choices are made
     model, data = _model_and_data(options)
     model, had_softmax = trainable_logits(model) if options.qat else as_logits(model)
     if options.qat:
@@ -455,7 +459,7 @@ def _evaluate(options):
         data = _load_data(options, shape, classes)
     else:
         model, data = _model_and_data(options)
-    parts = [data.test] if data.test else [data.train, data.validation]
+    parts = [data.test] if data.test else [part for part in (data.train, data.validation) if part]
     x, y = (np.concatenate(arrays) for arrays in zip(*parts))
     top1 = tfc.evaluate_tflite(options.model, x, y) if options.model.endswith(".tflite") else accuracy(model, x, y)
     print(
@@ -481,7 +485,8 @@ def _compare(options):
     reference = next((model for model in models if not isinstance(model, str)), None)
     if reference is None:
         raise CommandError("one of the two must be a Keras model, whose input shape the data are checked against")
-    print(tfc.compare(*models, *sample(options.images, _data(options, reference).validation[0])))
+    data = _data(options, reference)
+    print(tfc.compare(*models, *sample(options.images, (data.validation or data.train)[0])))
 
 
 def _compress(options):
@@ -552,7 +557,7 @@ def _load_data(options, shape, classes):
         scaling=options.scaling,
         classes=classes,
         class_names=options.class_names,
-        held_out=options.held_out,
+        held_out=getattr(options, "held_out", None),
         on_bad_image=options.on_bad_image,
     )
 

@@ -71,7 +71,8 @@ def with_softmax(model):
 def ends_in_softmax(model):
     """Whether a functional or Sequential Keras 3 or tf_keras model returns probabilities."""
     last, *_ = _last(model)
-    return _end(last) == "softmax" or (is_nested_model(last) and ends_in_softmax(last))
+    is_model = is_nested_model(last) or (not isinstance(last, keras.Layer) and hasattr(last, "_nodes_by_depth"))
+    return _end(last) == "softmax" or (is_model and ends_in_softmax(last))
 
 
 def check_logits(model, what="the model"):
@@ -121,12 +122,18 @@ def _last(model):
 
     Operations that change no value do not count.
     """
-    operation, before = producer(model.outputs[0])
+    operation, before = _unwrapped_producer(model.outputs[0])
     is_reshaped = False
     while type(operation).__name__ in _MOVING or (_activation(operation) == "linear" and not _is_fused(operation)):
         is_reshaped |= type(operation).__name__ in ("Reshape", "Flatten")
-        operation, before = producer(before)
+        operation, before = _unwrapped_producer(before)
     return operation, before, is_reshaped
+
+
+def _unwrapped_producer(tensor):
+    """What `producer` returns; of a layer with the fake quantization of TF-MOT around it, the layer."""
+    operation, before = producer(tensor)
+    return operation.layer if type(operation).__name__.startswith("QuantizeWrapper") else operation, before
 
 
 def _end(operation):
@@ -138,7 +145,9 @@ def _end(operation):
 def _activation(operation):
     if type(operation).__name__ == "Sigmoid":
         return "sigmoid"
-    return getattr(getattr(operation, "activation", None), "__name__", None)
+    activation = getattr(operation, "activation", None)
+    # Within a wrapper of TF-MOT, the activation has fake quantization around it, too.
+    return getattr(getattr(activation, "activation", activation), "__name__", None)
 
 
 def _is_fused(operation):

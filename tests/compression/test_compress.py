@@ -145,6 +145,35 @@ def test_same_call_reads_the_results_back(done, model, data, capsys):
     ]
 
 
+def test_run_goes_on_on_another_processor(done, model, data, capsys, monkeypatch):
+    """It would find other last bits of statistics and of ranges, and maybe other filters."""
+    from tfcompress.quantization import aware_training
+
+    def calibrate(wrapped, *images, **options):
+        original(wrapped, *images, **options)
+        wrapped.set_weights([weights * np.float32(1 + 1e-6) for weights in wrapped.get_weights()])
+
+    def prune_channels(model, **options):
+        return original_prune(model, **{**options, "criterion": "random"})
+
+    def recalibrate(*_, **__):
+        raise AssertionError
+
+    original, original_prune = aware_training.calibrate, tfc.prune_channels
+    monkeypatch.setattr(aware_training, "calibrate", calibrate)
+    monkeypatch.setattr("tfcompress.prune_channels", prune_channels)
+    monkeypatch.setattr("tfcompress.recalibrate", recalibrate)
+    before = done.file.path.read_bytes()
+    compress(model, data, RECIPE, done.folder)
+    assert "epoch" not in capsys.readouterr().out and done.file.path.read_bytes() == before
+    monkeypatch.undo()
+    (done.folder / "steps" / "1-prune" / "weights.npz").write_bytes(b"cut short")
+    with pytest.raises(ValueError, match=r"weights\.npz is damaged"):
+        compress(model, data, RECIPE, done.folder)
+    (done.folder / "steps" / "1-prune" / "weights.npz").unlink()
+    compress(model, data, RECIPE, done.folder)
+
+
 def test_another_run_is_refused(done, model, data, tmp_path):
     with pytest.raises(ValueError, match=r"holds another run \(another recipe\)"):
         compress(model, data, "safe", done.folder)
@@ -283,6 +312,19 @@ def test_step_by_step(files, capsys):
     assert code == 0 and "conv2" in out and "-50%" in out
 
 
+def test_what_chooses_nothing_takes_one_image_of_each_class(files, digits, capsys, tmp_path):
+    places = [np.flatnonzero(digits.y_train == label)[0] for label in range(10)]
+    np.savez(tmp_path / "ten.npz", x=digits.x_train[places], y=digits.y_train[places])
+    model, data, int8 = files / "model.keras", ("--data", tmp_path / "ten.npz"), tmp_path / "m.tflite"
+    commands = [("quantize", model, "-o", int8), ("compare", model, int8), ("evaluate", int8), ("evaluate", model)]
+    commands.append(("prune", model, "--ratio", "0.5", "-o", tmp_path / "small.keras"))
+    outs = [run(capsys, *command, *data) for command in commands]
+    assert [(code, err) for code, _, err in outs] == [(0, "")] * 5
+    assert "of 10 images" in outs[2][1]
+    code, _, err = run(capsys, "quantize", model, *data, "--qat", "-o", int8)
+    assert code == 1 and "leaves no training image of class" in err
+
+
 @pytest.mark.parametrize("kept", ["sparsity", "sharing"])
 def test_int8_training_by_command_keeps_what_it_is_told_to(files, capsys, tmp_path, kept):
     command = ("quantize", files / "model.keras", "--data", files / "digits.npz", "--qat", "--epochs", "1")
@@ -343,6 +385,11 @@ def test_inputs_above_zero_are_trained_with_the_range_that_the_file_has(data):
     wrapped = quantize_wrap(keras.Sequential(stack), input_range=(2.0, 7.0))
     quantizer = next(layer.quantizer for layer in wrapped.layers if getattr(layer, "quantizer", None))
     assert (quantizer.init_min, quantizer.init_max) == (0.0, 7.0)
+
+
+def test_data_without_validation_are_refused(model, data, tmp_path):
+    with pytest.raises(ValueError, match="data need validation images"):
+        compress(model, dataclasses.replace(data, validation=None), RECIPE, tmp_path / "out")
 
 
 def test_a_loss_of_ones_own_and_bad_arrays(model, data, tmp_path):

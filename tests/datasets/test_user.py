@@ -68,6 +68,11 @@ def test_validation_is_split_off_by_class_and_seed(npz):
     assert not np.array_equal(data.validation[0], other.validation[0])
 
 
+def test_nothing_is_held_out_where_nothing_is_chosen(npz):
+    data = load_user_data(npz(x=pixels(3), y=np.arange(3)), input_shape=SHAPE, held_out=None)
+    assert data.validation is None and data.train[1].tolist() == [0, 1, 2]
+
+
 def test_class_of_which_no_image_is_left_to_train_on_is_named(npz):
     labels = np.repeat(np.arange(4), (1, 30, 30, 1))
     assert "leaves no training image of class 0, 3; give it more" in refused(npz(x=pixels(62), y=labels))

@@ -86,6 +86,8 @@ def test_baseline_grows_is_shipped_and_taken_from_there(tmp_path, rng, monkeypat
     filters.baseline(task, lambda: resnet(20), split)
     assert len(trained) == 1 and task.seconds == {"baseline": 2.0}
     assert task.identity == {**_task(tmp_path, **options).identity, "baseline_grown_from": "b.npz"}
+    # The command that trained it finds it as it wants it.
+    filters.baseline(_task(tmp_path, tuple(options), **options), lambda: resnet(20), split)
     # So does one of other results; what is held out must not have been trained on.
     other = _task(tmp_path / "other", variants=task.config.variants)
     filters.baseline(other, lambda: resnet(20), split, tmp_path / "resnet20" / "baseline-full-seed0.npz")

@@ -70,6 +70,14 @@ def test_without_mnist_digits_take_its_place_loudly(tmp_path, monkeypatch, capsy
     assert notice.endswith("not comparable with the published numbers.")
 
 
+def test_no_fewer_images_are_held_out_than_a_flag_says(tmp_path):
+    task = Run("lenet", "smoke", 0, PROFILES["smoke"], "", tmp_path, tmp_path, ("held_out",))
+    _, split = load_split(task, "digits", held_out=9)
+    assert len(split.validation[0]) == 9
+    with pytest.raises(SystemExit, match=r"held_out must be at most \d+, a tenth of the images\. Received: 999"):
+        load_split(task, "digits", held_out=999)
+
+
 @pytest.mark.slow
 def test_without_mnist_it_says_so_and_touches_no_mnist_record(tmp_path, run_experiment):
     (tmp_path / "mnist.npz").write_bytes(b"cut short")

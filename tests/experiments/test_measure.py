@@ -134,6 +134,7 @@ def test_variants_of_another_baseline_are_replaced(measured, tmp_path, capsys):
     path = tmp_path / "results" / "mobilenet" / "smoke-seed0" / "record.json"
     record = json.loads(path.read_text())
     del record["config"]["baseline_cutout"]
+    record["config"]["variants"] = ["int8-qat"]  # chosen, and no part of the configuration since
     path.write_text(json.dumps(record))
     assert len(measured("second", "float32", "int8-b", baseline="aa")["rows"]) == 3
     third = measured("third", "float32", "int8-c", baseline="aa")

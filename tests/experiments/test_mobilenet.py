@@ -124,6 +124,22 @@ def test_images_of_a_folder(tmp_path, short, images, monkeypatch):
     assert all(row.top5_tflite == 1 and 0 <= row.top1_tflite <= 1 for row in rows.values())
 
 
+def test_images_of_a_folder_are_mixed_and_cut(tmp_path, images, monkeypatch):
+    splits = []
+    monkeypatch.setattr(
+        mobilenet, "pretrained", lambda *_: keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    )
+    monkeypatch.setattr(mobilenet, "compress", lambda task, network, split, so_far: splits.append(split))
+    monkeypatch.setattr(mobilenet.measure, "record", lambda *_, **__: None)
+    folders = {"imagenet_dir": str(images), "imagenet_weights": str(images)}
+    config = dataclasses.replace(PROFILES["smoke"], setting="imagenet", train_images=20, **folders)
+    mobilenet.run(Run("mobilenet", "smoke", 0, config, "", tmp_path / "runs", tmp_path / "results"))
+    labels = splits[0].train[1]
+    assert len(labels) == 20 and set(labels[:10]) == {0, 1, 2}
+    # The images have come along.
+    assert [int(image.mean()) // 80 for image in splits[0].train[0]] == labels.tolist()
+
+
 def test_weights_of_keras_applications(tmp_path):
     keras.utils.set_random_seed(0)
     source = keras.applications.MobileNet((224, 224, 3), 0.25, weights=None, classes=3)

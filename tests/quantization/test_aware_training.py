@@ -82,9 +82,12 @@ def test_images_beyond_the_input_range_are_refused(images, input_range, received
     ("images", "input_range"),
     [((IMAGES * 255).astype("uint8"), (0, 1)), (IMAGES * 1.009, (0, 1)), (IMAGES + 1, (1, 2))],
 )
-def test_images_in_the_input_range_are_trained_on(images, input_range):
+def test_images_in_the_input_range_are_trained_on(images, input_range, tmp_path):
     config = TrainingConfig(epochs=1, batch_size=32)
     wrapped = quantization_aware_training(lenet5(), images, LABELS, config, input_range=input_range)
+    some = images[:9] / np.float32(255) if images.dtype == np.uint8 else images[:9] * np.float32(0.9)
+    for calibration in (None, some):  # the range is known, and need not be spanned
+        tfc.export_tflite(wrapped, tmp_path / "m.tflite", calibration=calibration)
     scale, _ = Int8File(convert(wrapped)).input["quantization"]
     assert scale == pytest.approx(input_range[1] / 255, rel=1e-6)
 

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 import tf_keras
 
 import tfcompress as tfc
@@ -133,6 +134,12 @@ def test_integer_inputs_are_refused(small_images):
     model = keras.Model(inputs, keras.layers.Rescaling(1 / 255)(inputs))
     with pytest.raises(ValueError, match="takes uint8"):
         tfc.compare(model, model, small_images)
+
+
+def test_file_of_others_has_names_of_its_own(small_model, small_images, tmp_path):
+    (tmp_path / "m.tflite").write_bytes(tf.lite.TFLiteConverter.from_keras_model(small_model).convert())
+    with pytest.raises(ValueError, match=r"same name and output shape.* if export_tflite has written them"):
+        tfc.compare(small_model, tmp_path / "m.tflite", small_images[:3])
 
 
 def test_nothing_in_common(small_model, small_images):

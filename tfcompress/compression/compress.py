@@ -16,6 +16,7 @@ from tfcompress.files import is_temporary, save_model, write_text
 from tfcompress.graph import copy_model, is_channels_first, network_of
 
 VERSION = 1
+SETTLED = "weights.npz"
 MEASURED_IMAGES = 5000
 
 
@@ -213,30 +214,42 @@ class _Run:
         self.measure(name, title, self.trained, max(trained, time.perf_counter() - start))
 
     def _prune(self, step, directory):
-        from tfcompress import prune_channels
+        from tfcompress import PruningPlan, apply_plan, prune_channels
 
-        wider = self.network
-        self.network, plan = prune_channels(wider, **step.options)
+        wider, path = self.network, directory / "plan.json"
+        if (directory / SETTLED).exists():
+            plan = PruningPlan.from_json(path.read_text())
+            self.network = apply_plan(wider, plan)
+        else:
+            self.network, plan = prune_channels(wider, **step.options)
+            write_text(path, plan.to_json())
         _lower_dropout(self.network, wider)
         self.plan = plan if self.plan is None else self.plan.then(plan)
-        self._settle(plan)
-        write_text(directory / "plan.json", plan.to_json())
+        self._settle(plan, directory)
         return f"pruned by {plan.criterion}"
 
     def _factorize(self, step, directory):
         from tfcompress import factorize
 
         self.network, plan = factorize(self.network, **step.options)
-        self._settle(plan)
+        self._settle(plan, directory)
         write_text(directory / "ranks.txt", f"{plan}\n")
         return "factorized"
 
-    def _settle(self, plan):
-        """Measures the statistics of a smaller network anew, and prints what it has saved."""
+    def _settle(self, plan, directory):
+        """Measures the statistics of a smaller network anew, and prints what it has saved.
+
+        The weights are kept: another processor would find almost the same ones, from which no training is resumed.
+        """
         from tfcompress import recalibrate
+        from tfcompress.training.checkpoint import load_checkpoint, save_checkpoint
 
         self.trained = self.network
-        recalibrate(self.network, calibration_images(self.data, 1024), batch_size=128)
+        if stored := load_checkpoint(directory / SETTLED):
+            self.network.set_weights(stored[0])
+        else:
+            recalibrate(self.network, calibration_images(self.data, 1024), batch_size=128)
+            save_checkpoint(directory / SETTLED, self.network.get_weights(), {})
         print(f"   {plan.params_reduction:.1%} of the parameters, {_percent(plan.macs_reduction)} of the MACs removed")
 
     def _finetune(self, step, directory):
@@ -456,6 +469,8 @@ def _as_user_data(data, model):
     from tfcompress.training.fit import check_data
 
     if isinstance(data, UserData):
+        if not data.validation:
+            raise ValueError("data need validation images, to compare the steps on: load_user_data(..., held_out=0.1)")
         return data
     x, y = np.asarray(data[0]), as_classes(data[1])
     if x.dtype != np.uint8 and not np.issubdtype(x.dtype, np.floating):

@@ -35,7 +35,7 @@ class UserData:
 
     Args:
         train: to train on.
-        validation: to make choices on.
+        validation: to make choices on, or None if the source has none and nothing was held out.
         test: to measure on, or None if the source has none.
         class_names: one for each output of the model.
         scaling: a key of `SCALINGS`. x is float32 in the range of the model's input; with "0-1" it is uint8 where the
@@ -44,7 +44,7 @@ class UserData:
     """
 
     train: tuple
-    validation: tuple
+    validation: tuple | None
     test: tuple | None
     class_names: tuple
     scaling: str
@@ -79,7 +79,7 @@ def load_user_data(
         class_names: in the order of the outputs. For folders, these are the folders' names; without it, the folders
             are numbered in alphabetic order.
         held_out: fraction of the training images, each class in its proportion, that becomes the validation part
-            where the source has none.
+            where the source has none; None leaves it without one, where nothing is to be chosen.
         seed: of the choice of held-out images.
         on_bad_image: "stop", or "skip" to leave out images that do not decode and to say on stderr how many.
 
@@ -97,7 +97,7 @@ def load_user_data(
         raise DataError(f"scaling must be one of {', '.join(SCALINGS)}. Received: {scaling!r}")
     if on_bad_image not in ("stop", "skip"):
         raise DataError(f"on_bad_image must be 'stop' or 'skip'. Received: {on_bad_image!r}")
-    if not 0 < held_out < 1:
+    if held_out is not None and not 0 < held_out < 1:
         raise DataError(f"held_out must be a fraction between 0 and 1. Received: {held_out}")
     if class_names is not None and classes is not None and len(class_names) != classes:
         raise DataError(f"class_names must hold {classes} names, one per output. Received: {len(class_names)}")
@@ -120,9 +120,9 @@ def load_user_data(
         part: _checked(f"{source}, {part}", x, labels[part], shape, scaling, len(names))
         for part, (x, _) in parts.items()
     }
-    if "validation" not in parts:
+    if "validation" not in parts and held_out is not None:
         parts["train"], parts["validation"] = _split(source, *parts["train"], held_out, seed)
-    return UserData(parts["train"], parts["validation"], parts.get("test"), names, scaling, str(source))
+    return UserData(parts["train"], parts.get("validation"), parts.get("test"), names, scaling, str(source))
 
 
 def _read_npz(path):

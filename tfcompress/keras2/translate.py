@@ -123,7 +123,9 @@ def _translate_config(layer, layer_class):
             config[key] = module.get({"class_name": value["class_name"], "config": value["config"]})
     known = arguments_of(layer_class)
     unknown = {key: value for key, value in config.items() if key not in known and value not in (None, False)}
-    unknown.pop("renorm_momentum", None)  # without effect, as `renorm` itself must be off
+    # Without effect, as `renorm` itself must be off, and all dropout is.
+    for key in ("renorm_momentum", "seed"):
+        unknown.pop(key, None)
     if unknown:
         raise UnsupportedLayerError(layer, f"tf_keras has no counterpart of {unknown}")
     return {key: value for key, value in config.items() if key in known}

@@ -11,6 +11,7 @@ from tfcompress.outputs import check_logits
 from tfcompress.quantization.equalize import equalize_depthwise
 from tfcompress.quantization.scheme import CUSTOM_OBJECTS, Scheme, check_supported
 from tfcompress.quantization.weight_sharing import weight_tying
+from tfcompress.training.checkpoint import digest
 from tfcompress.training.fit import check_data, fit
 
 _CALIBRATION_IMAGES = 1024
@@ -61,7 +62,13 @@ def quantization_aware_training(
     _check_range(x, input_range)
     wrapped = quantize_wrap(model, preserve_sparsity=preserve_sparsity, input_range=input_range)
     calibrate(wrapped, *sample(_CALIBRATION_IMAGES, x), batch_size=config.batch_size)
-    identity = {"preserve_sparsity": preserve_sparsity, "preserve_sharing": preserve_sharing}
+    identity = {
+        "preserve_sparsity": preserve_sparsity,
+        "preserve_sharing": preserve_sharing,
+        "input_range": [float(end) for end in input_range],
+        # Not those of `wrapped`: another processor finds ranges that differ in the last bits.
+        "initial_weights": digest(model.get_weights())[:16],
+    }
     callbacks = [weight_tying(wrapped)] if preserve_sharing else []
     options = {"validation": validation, "teacher": teacher, "directory": directory}
     fit(wrapped, x, y, config, callbacks=callbacks, identity=identity, **options)

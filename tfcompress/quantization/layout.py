@@ -13,7 +13,7 @@ _FOLDING = ("Conv2D", "DepthwiseConv2D", "SeparableConv2D", "Dense")
 
 
 class Layout(tfmot.quantization.keras.QuantizeLayoutTransform):
-    """TF-MOT's layout after six rewritings, all exact in floats.
+    """TF-MOT's layout after seven rewritings, all exact in floats.
 
     Dropout does nothing: in tf_keras it has no state that a checkpoint could hold.
 
@@ -22,6 +22,9 @@ class Layout(tfmot.quantization.keras.QuantizeLayoutTransform):
     TF-MOT from joining a transposed convolution with the ReLU behind it.
 
     BatchNorm behind a dense layer is folded into its weights: the converter does that for convolutions only.
+
+    A separable convolution becomes a depthwise and a 1x1 one. TF-MOT does the same, but names them by a counter, as
+    layers that nobody has named are: it takes a namesake for the layer that it has made.
 
     BatchNorm that no convolution can absorb (pre-activation networks) gets an identity 1x1 depthwise convolution in
     front, into which the converter folds it; Rescaling and Normalization become such a convolution themselves. As
@@ -38,6 +41,7 @@ class Layout(tfmot.quantization.keras.QuantizeLayoutTransform):
             (_ActivationBehind(), [layer.name for layer in model.layers if _computes_activation_apart(layer)]),
             (_IdentityBehind(), [layer.name for layer in model.layers if _is_transposed(layer)]),
             (_FoldIntoDense(), folded_into_dense(model)),
+            (_SplitSeparable(), [layer.name for layer in model.layers if _is_separable(layer)]),
             (_IdentityBeforeBatchNorm(vectors), unfolded),
             (_ScalingAsConvolution(channels), channels),
         ):
@@ -62,6 +66,10 @@ def _computes_activation_apart(layer):
 
 def _is_transposed(layer):
     return isinstance(layer, tf_keras.layers.Conv2DTranspose)
+
+
+def _is_separable(layer):
+    return isinstance(layer, tf_keras.layers.SeparableConv2D)
 
 
 def is_scaling(layer):
@@ -140,6 +148,35 @@ class _FoldIntoDense(_transformations.transforms.Transform):
         dense.weights["bias:0"] = (bias - weights["moving_mean:0"]) * scale + weights.get("beta:0", 0)
         dense.layer["config"]["use_bias"] = True
         return dense
+
+
+class _SplitSeparable(_transformations.transforms.Transform):
+    def pattern(self):
+        return _transformations.transforms.LayerPattern("SeparableConv2D")
+
+    def replacement(self, match_layer):
+        config, weights = match_layer.layer["config"], match_layer.weights
+        both = ("data_format", "trainable")
+        first = ("kernel_size", "strides", "padding", "depth_multiplier", "dilation_rate", *both)
+        second = ("filters", "activation", "use_bias", "bias_regularizer", "bias_constraint", "activity_regularizer")
+        depthwise = tf_keras.layers.DepthwiseConv2D(
+            **{key: config[key] for key in first},
+            use_bias=False,
+            depthwise_regularizer=config["depthwise_regularizer"],
+            depthwise_constraint=config["depthwise_constraint"],
+            name=f"{config['name']}_depthwise",
+        )
+        pointwise = tf_keras.layers.Conv2D(
+            kernel_size=1,
+            **{key: config[key] for key in (*second, *both)},
+            kernel_regularizer=config["pointwise_regularizer"],
+            kernel_constraint=config["pointwise_constraint"],
+            name=config["name"],
+        )
+        bias = {"bias:0": weights["bias:0"]} if config["use_bias"] else {}
+        result = _layer_node(pointwise, {"kernel:0": weights["pointwise_kernel:0"], **bias})
+        result.input_layers = [_layer_node(depthwise, {"depthwise_kernel:0": weights["depthwise_kernel:0"]})]
+        return result
 
 
 class _IdentityBeforeBatchNorm(_transformations.transforms.Transform):

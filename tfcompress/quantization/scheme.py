@@ -152,7 +152,7 @@ def _check_activation(layer, registry):
         raise UnsupportedLayerError(layer, f"activation {name!r} cannot be fused; make it a layer of its own")
 
 
-# Layers outside the registry that the layout takes care of: separable convolutions are split in two.
+# Layers outside the registry that the layout takes care of.
 _REWRITTEN = (_layers.InputLayer, _layers.BatchNormalization, _layers.SeparableConv2D)
 _FUSED_ACTIVATIONS = ("linear", "relu", "sigmoid", "softmax", "swish", "tanh", "gelu")
 

@@ -51,6 +51,7 @@ def share_weights(
             or subclassed, or one without kernels to share.
     """
     from tfcompress.training import fit
+    from tfcompress.training.checkpoint import digest
 
     check_clusters(clusters)
     shareable(model, skip)
@@ -58,7 +59,9 @@ def share_weights(
     kernels = shareable(shared, skip)
     for kernel in kernels:
         kernel.assign(_clustered(np.array(kernel), int(clusters)))
-    identity = {"clusters": int(clusters), "skip": sorted(set(skip))}
+    # Not the weights of `shared`: another processor finds centroids that differ in the last bits.
+    initial = digest(model.get_weights())[:16]
+    identity = {"clusters": int(clusters), "skip": sorted(set(skip)), "initial_weights": initial}
     options = {"validation": validation, "teacher": teacher, "directory": directory}
     fit(shared, x, y, config, callbacks=[weight_tying(shared, kernels)], identity=identity, **options)
     return shared

@@ -99,7 +99,10 @@ def compare(a, b, x):
                 noise[name] = noise.get(name, 0.0) + np.sum((reference - other) ** 2)
                 shapes[name] = values.shape[1:]
     if not signal:
-        raise ValueError(f"No layer of {a} and {b} has the same name and output shape.")
+        raise ValueError(
+            f"No layer of {a} and {b} has the same name and output shape. Files name their tensors after layers if "
+            "export_tflite has written them"
+        )
     return Comparison(tuple(LayerSNR(name, shapes[name], _decibel(signal[name], noise[name])) for name in signal))
 
 
@@ -164,7 +167,8 @@ def _file_layers(path):
     interpreter = open_interpreter(path, experimental_preserve_all_tensors=True, experimental_op_resolver_type=resolver)
     sources = interpreter.get_input_details()
     inputs = [source["index"] for source in sources]
-    named = [d for d in interpreter.get_tensor_details() if d["name"] and d["index"] not in inputs]
+    details = interpreter.get_tensor_details()
+    named = [d for d in details if d["name"] and len(d["shape"]) and d["index"] not in inputs]
 
     def layers(arrays):
         rows = {detail["name"]: [] for detail in named}

@@ -20,6 +20,7 @@ PRODUCTS = (
     flatbuffer.schema.BuiltinOperator.DEPTHWISE_CONV_2D,
     flatbuffer.schema.BuiltinOperator.FULLY_CONNECTED,
 )
+TRANSPOSED = flatbuffer.schema.BuiltinOperator.TRANSPOSE_CONV
 CONVERSIONS = (flatbuffer.schema.BuiltinOperator.QUANTIZE, flatbuffer.schema.BuiltinOperator.DEQUANTIZE)
 MOST_REQUANTIZATION = 256
 
@@ -60,7 +61,7 @@ def export_tflite(model, path, precision="int8", calibration=None, *, softmax=Fa
             and output included); `int16x8` (int16 activations, int8 weights, float input and output).
         calibration: float array (N, *input shape) of representative inputs, for `int8` and `int16x8`; for a model with
             several inputs a list of them, in the order of `model.inputs`. For a QAT model it only tells the input's
-            range, and [0, 1] is taken without it.
+            range; without it that is [0, 1], or the `input_range` of `quantization_aware_training`.
         softmax: whether to append a softmax; otherwise the file returns what the model returns.
 
     Returns:
@@ -91,7 +92,7 @@ def export_tflite(model, path, precision="int8", calibration=None, *, softmax=Fa
         if precision == "int8":
             _check_int8(
                 data,
-                [(0.0, 1.0)] * len(model.inputs) if calibration is None else list(map(_range, calibration)),
+                _input_ranges(model, calibration),
                 "since nothing tells its range"
                 if quantization_aware
                 else "as LiteRT has no int8 kernel for it: replace the layer, or export as dynamic or float16",
@@ -151,8 +152,17 @@ def _input_shapes(model):
     return [tuple(tensor.shape[1:]) for tensor in model.inputs]
 
 
-def _range(array):
-    return float(array.min()), float(array.max())
+def _input_ranges(model, calibration):
+    """What range each input is expected to have: the one that a QAT model was trained for, else the calibration's."""
+    trained = [layer.quantizer for layer in model.layers if hasattr(getattr(layer, "quantizer", None), "init_min")]
+    ranges = [(0.0, 1.0)] * len(model.inputs)
+    if calibration is not None:
+        ranges = [(float(array.min()), float(array.max())) for array in calibration]
+    if len(trained) == len(ranges) == 1:
+        ((low, high),), (quantizer,) = ranges, trained
+        if calibration is None or quantizer.init_min <= low <= high <= quantizer.init_max:
+            ranges = [(quantizer.init_min, quantizer.init_max)]
+    return ranges
 
 
 def _is_tf_keras(model):
@@ -224,9 +234,12 @@ def _convert(model, precision, calibration, softmax):
             converter = tf.lite.TFLiteConverter.from_concrete_functions([forward.get_concrete_function()])
             _configure(converter, precision, calibration)
             return converter.convert()
-    except ConverterError as error:
-        reason = re.search("error: (.*)", str(error))
-        raise ValueError(f"{model.name!r} cannot be converted: {reason[1] if reason else error}") from error
+    except (ConverterError, RuntimeError) as error:
+        reason = re.search("error: (.*)|(.* not yet supported .*)", str(error))
+        hint = ". Choose another precision, or replace the layer" if precision == "int16x8" else ""
+        raise ValueError(
+            f"{model.name!r} cannot be converted to {precision}: {reason[1] or reason[2] if reason else error}{hint}"
+        ) from error
     finally:
         logging.set_verbosity(verbosity)
 
@@ -353,8 +366,10 @@ def _check_operator(model, graph, operator, why_float):
     name = graph.tensors[operator.outputs[0]].name.decode()
     if flatbuffer.schema.TensorType.FLOAT32 in types and code not in CONVERSIONS:
         raise ValueError(f"An operation of the int8 file stayed float, {why_float}: {name}")
-    if code in PRODUCTS:
-        _check_requantization(name, *(graph.tensors[i].quantization for i in (*operator.inputs[:2], *operator.outputs)))
+    if code in PRODUCTS or code == TRANSPOSED:
+        # The first input of a transposed convolution is its output's shape.
+        inputs, kernel = operator.inputs[2:0:-1] if code == TRANSPOSED else operator.inputs[:2]
+        _check_requantization(name, *(graph.tensors[i].quantization for i in (inputs, kernel, *operator.outputs)))
 
 
 def _check_requantization(name, inputs, kernel, outputs):

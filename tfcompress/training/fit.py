@@ -63,6 +63,7 @@ def fit(
             Each epoch is a `fit` of its own without validation: what a callback remembers must survive
             `on_train_begin`, and none can end the training.
         identity: what else makes this training another one, a dict for JSON: the settings of the callbacks, say.
+            "initial_weights" stands for the model's own weights, if these cannot be had again bit by bit.
 
     Returns:
         The history: a list of dicts with epoch, learning_rate, loss, accuracy (of images mixed by `cutmix`, that of the
