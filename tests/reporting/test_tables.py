@@ -20,8 +20,9 @@ from tfcompress.reporting import (
     write_weight_histograms,
 )
 from tfcompress.reporting.__main__ import main
+from tfcompress.reporting.plots import _accuracy_against_cut
 from tfcompress.reporting.published import published_points
-from tfcompress.reporting.summary import METRICS
+from tfcompress.reporting.summary import METRICS, summarize
 from tfcompress.reporting.tables import write_tables
 
 FLOAT = Row("float32", 0.994, 431080, 2293000, 0.0, 1726000, 1581850, val_top1=0.995, latency_ms=0.1)
@@ -206,6 +207,18 @@ def test_plots_of_pruned_networks(tmp_path):
     text = write_tables(tmp_path)
     # Among float variants only: the one at least 62 % smaller with the better held-out accuracy.
     assert "| Zhang et al. 2022 | l2-macs62-every | drop (pt) | 0.14 | ≤ 0.14 | 0.50 | worse, target missed |" in text
+
+
+def test_accuracy_far_below_the_others_is_named_under_them(tmp_path):
+    rows = (
+        dataclasses.replace(FLOAT, top1_tflite=0.93),
+        Row("l2-macs62-every", 0.925, 200000, 800000, 0.0, 800000, 700000, val_top1=0.93),
+        Row("l2-macs62-every-soft", 0.38, 200000, 800000, 0.0, 800000, 700000, val_top1=0.38),
+    )
+    _write(_record(rows=rows, experiment="resnet110", dataset="cifar10"), tmp_path)
+    (summary,) = summarize(read_records(tmp_path))
+    (axes,) = _accuracy_against_cut(summary, "macs_cut").axes
+    assert axes.get_ylim()[0] > 90 and [text.get_text() for text in axes.texts] == ["38.0"]
 
 
 def test_plots_of_parameters_cut_and_similar_filters(tmp_path, rng):

@@ -13,6 +13,7 @@ from tfcompress.reporting.summary import BASELINE, METRICS, summarize
 SIZES = {"tflite_bytes": ("o", "raw"), "gzip_bytes": ("s", "gzip -9")}
 ROUTES = {"unpruned": "D", "sparse": "o", "narrower": "s"}
 PUBLISHED = "*PX^vp"
+FAR = 10  # points below the median accuracy
 
 
 def write_plots(results):
@@ -258,9 +259,15 @@ def _log_scale(axes, unit):
 
 
 def _points(axes, summary, metric, marker, **style):
-    """The variants in the color of their row; `marker` gives a variant's marker, or None to leave it out."""
+    """The variants in the color of their row; `marker` gives a variant's marker, or None to leave it out.
+
+    An accuracy far below the others would leave no room to tell these apart: a triangle under them names it.
+    """
     import matplotlib
 
+    accuracies = np.array([spreads["top1_tflite"].mean for spreads in summary.variants.values()])
+    near = accuracies[accuracies >= np.median(accuracies) - FAR]
+    floor = near.min() - 0.2 * max(np.ptp(near), 0.1)
     colors = matplotlib.colormaps["tab10" if len(summary.variants) <= 10 else "tab20"].colors
     labelled = axes.get_legend_handles_labels()[1]
     for i, (variant, spreads) in enumerate(summary.variants.items()):
@@ -269,9 +276,12 @@ def _points(axes, summary, metric, marker, **style):
         accuracy = spreads["top1_tflite"]
         label = None if variant in labelled else variant
         style_of_variant = {"color": colors[i % len(colors)], "label": label, **style}
-        axes.errorbar(
-            spreads[metric].mean, accuracy.mean, accuracy.deviation or 0, fmt=marker(variant), **style_of_variant
-        )
+        x, y = spreads[metric].mean, accuracy.mean
+        if y < near.min():
+            axes.plot(x, floor, "v", **style_of_variant)
+            axes.annotate(f"{y:.1f}", (x, floor), (6, -3), textcoords="offset points", fontsize=7)
+        else:
+            axes.errorbar(x, y, accuracy.deviation or 0, fmt=marker(variant), **style_of_variant)
 
 
 def _legend(axes, published=()):
