@@ -20,9 +20,9 @@ def write_plots(results):
     """Draws `<results>/<experiment>/<profile>-*.png` of every experiment of profile quick or full.
 
     `accuracy-bytes`: both sizes of every variant, log scale, with the published points. `sparsity-accuracy` and
-    `macs-accuracy`: where variants differ in sparsity or MACs. `params-accuracy`: where a published point cuts
-    parameters. `routes`: raw bytes and latency, where some variants are sparse and others narrower. None of these
-    without accuracies. `weights`, `norms`, `similarities` and `channels`: where weight histograms, norms and
+    `macs-accuracy`: where variants differ by percents in sparsity, or in MACs. `params-accuracy`: where a published
+    point cuts parameters. `routes`: raw bytes and latency, where some variants are sparse and others narrower. None of
+    these without accuracies. `weights`, `norms`, `similarities` and `channels`: where weight histograms, norms and
     similarities of filters, and pruning plans lie beside the record of the first seed. Of these experiments and
     profiles, plots that the records no longer give are removed.
 
@@ -66,7 +66,7 @@ def _accuracies(summary):
     if not all("top1_tflite" in spreads for spreads in variants):
         return
     yield "accuracy-bytes", _accuracy_against_bytes(summary)
-    if len({round(spreads["sparsity"].mean, 3) for spreads in variants}) > 2:
+    if len({round(spreads["sparsity"].mean) for spreads in variants}) > 2:
         yield "sparsity-accuracy", _sparsity_against_accuracy(summary)
     if set(ROUTES) <= set(map(_route, variants)) and all("latency_ms" in spreads for spreads in variants):
         yield "routes", _routes(summary)
