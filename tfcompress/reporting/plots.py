@@ -261,13 +261,14 @@ def _log_scale(axes, unit):
 def _points(axes, summary, metric, marker, **style):
     """The variants in the color of their row; `marker` gives a variant's marker, or None to leave it out.
 
-    An accuracy far below the others would leave no room to tell these apart: a triangle under them names it.
+    An accuracy far below the others would leave no room to tell these apart: a triangle under them names it,
+    each in a row of its own.
     """
     import matplotlib
 
     accuracies = np.array([spreads["top1_tflite"].mean for spreads in summary.variants.values()])
     near = accuracies[accuracies >= np.median(accuracies) - FAR]
-    floor = near.min() - 0.2 * max(np.ptp(near), 0.1)
+    row = 0.12 * max(np.ptp(near), 0.1)
     colors = matplotlib.colormaps["tab10" if len(summary.variants) <= 10 else "tab20"].colors
     labelled = axes.get_legend_handles_labels()[1]
     for i, (variant, spreads) in enumerate(summary.variants.items()):
@@ -278,8 +279,10 @@ def _points(axes, summary, metric, marker, **style):
         style_of_variant = {"color": colors[i % len(colors)], "label": label, **style}
         x, y = spreads[metric].mean, accuracy.mean
         if y < near.min():
+            floor = near.min() - row * (2 + np.count_nonzero((accuracies > y) & (accuracies < near.min())))
             axes.plot(x, floor, "v", **style_of_variant)
-            axes.annotate(f"{y:.1f}", (x, floor), (6, -3), textcoords="offset points", fontsize=7)
+            centred = {"textcoords": "offset points", "ha": "center", "va": "top"}
+            axes.annotate(f"{y:.1f}", (x, floor), (0, -5), fontsize=6, **centred)
         else:
             axes.errorbar(x, y, accuracy.deviation or 0, fmt=marker(variant), **style_of_variant)
 
