@@ -75,6 +75,8 @@ class Config(filters.Config):
             raise ValueError(f"thresholds must be cosines in [-1, 1]. Received: {self.thresholds}")
         if not re.fullmatch(MODELS, self.model):
             raise ValueError(f"model must be vgg16, resnet20, densenet40, densenet-bc40, ... Received: {self.model!r}")
+        if self.baseline and self.train_baseline:
+            raise ValueError(f"train_baseline trains what baseline gives. Received: both, baseline={self.baseline!r}")
         for name in self.variants:
             if "iterative" in parse(name, self).options and self.finetune_epochs < filters.STEPS:
                 raise ValueError(

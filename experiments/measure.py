@@ -75,7 +75,7 @@ def record(task, dataset, split, variants, select, top5=False):
     from tfcompress import benchmark_interleaved
 
     print("\n== measure", flush=True)
-    before = earlier(task)
+    before = earlier(task, variants[0].file.gzip_bytes)
     rows = rows_of(before)
     files = {name: task.directory / f"{name}.tflite" for name in rows}
     files |= {name: task.result_directory / row.tflite for name, row in rows.items() if row.tflite}
@@ -101,8 +101,14 @@ def record(task, dataset, split, variants, select, top5=False):
     return selected
 
 
-def earlier(task):
-    """The record that this run adds to, or None: an earlier one of this configuration, where variants can be chosen."""
+def earlier(task, gzip_bytes=None):
+    """The record that this run adds to, or None: an earlier one of this configuration, where variants can be chosen.
+
+    Args:
+        task: the `Run`.
+        gzip_bytes: compressed size of this run's float32 file. Another one in the record is of other weights: what was
+            made of those is not added to, though older records do not name their weights.
+    """
     from tfcompress.reporting import environment
 
     if not {"variants", "recipes"} & {field.name for field in dataclasses.fields(task.config)}:
@@ -110,6 +116,10 @@ def earlier(task):
     before = _recorded(task)
     if before and _versions(before.environment) != _versions(environment()):
         print("The record was written by other versions: this run replaces all of it.", file=sys.stderr)
+        return None
+    row = rows_of(before).get("float32")
+    if row and gzip_bytes and row.gzip_bytes != gzip_bytes:
+        print("The record is of another baseline: this run replaces all of it.", file=sys.stderr)
         return None
     return before
 
@@ -156,8 +166,10 @@ def _recorded(task):
     absent = {**{field.name: field.default for field in dataclasses.fields(task.config)}, "baseline": task.baseline}
     before = {**{name: absent[name] for name in now}, **stored.config}
     now, before = (json.loads(json.dumps(config)) for config in (now, before))
-    # What no stage depends on may differ, and older records name some of it.
+    # What no stage depends on may differ, and older records name some of it. The baseline is here the digest of its
+    # weights, whatever file an option of this name took it from.
     free = {field.name for field in dataclasses.fields(task.config) if field.metadata["identity"] is False}
+    free -= {"baseline"}
     others = [
         f"{name} {before[name]}, now {now.get(name)}"
         for name in before
@@ -184,19 +196,20 @@ def write(task, dataset, rows, before=None):
     from tfcompress.reporting import Record, environment, write_record
 
     needed = {"--quantized"} if hasattr(task.config, "quantized") else set()
+    names = {row.variant for row in rows}
+    command = _both(before.command, task.command, needed) if before else task.command
     record = Record(
         experiment=task.experiment,
         dataset=dataset,
         profile=task.profile,
         seed=task.seed,
-        command=_both(before.command, task.command, needed) if before else task.command,
+        command=" && ".join(_measured_only(part, names) for part in command.split(" && ")),
         config=_configuration(task),
         environment=environment(),
         seconds={**(before.seconds if before else {}), **task.seconds},
         rows=tuple(rows),
     )
     print(f"written: {write_record(record, task.result_directory)}")
-    names = {row.variant for row in rows}
     names |= {name.removesuffix("-int8-qat") for name in names}
     for path in task.result_directory.iterdir():
         name = re.sub(r"\.(plan\.json|layers\.csv|keras|tflite)$", "", path.name)
@@ -221,6 +234,18 @@ def _both(before, now, needed):
     merged = {flag: dict.fromkeys(named[0][flag] + named[1][flag]) for flag in named[0]}
     lists = [f"{flag}={','.join(_unless_alone(NOTHING, names))}" for flag, names in merged.items()]
     return " && ".join([*others, " ".join([*words[0], *lists])])
+
+
+def _measured_only(command, measured):
+    """A command line that names no variant that has no row: those of a run that was stopped come with its next one."""
+    words, lists = _split(command)
+    for flag, names in lists.items():
+        if flag == "--quantized":
+            rows = {name: "int8-qat" if name == "float32" else f"{name}-int8-qat" for name in names}
+            lists[flag] = [name for name in names if rows[name] in measured] or [NOTHING]
+        else:
+            lists[flag] = [name for name in names if measured & {name, f"{name}-int8-qat"}] or names
+    return " ".join([*words, *(f"{flag}={','.join(names)}" for flag, names in lists.items())])
 
 
 def _unless_alone(word, names):
@@ -256,9 +281,11 @@ def _measured(variant, split, top5, baseline):
     """What test and held-out images say of a variant, by the names of a `Row`; kept beside the file."""
     from tfcompress import evaluate_tflite, predict_tflite
     from tfcompress.training import accuracy
+    from tfcompress.training.checkpoint import digest
 
     path, float_path = variant.file.path, baseline.file.path
     digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in (path, float_path)]
+    digests.append(digest([*split.test, *split.validation]))
     kept = path.with_suffix(".measured.json")
     if kept.exists():
         stored = json.loads(kept.read_text())
@@ -273,7 +300,7 @@ def _measured(variant, split, top5, baseline):
         outputs = (predict_tflite(file, split.validation[0]) for file in (float_path, path))
         measured["val_divergence"] = divergence(*outputs)
     if top5:
-        measured["top5_tflite"] = evaluate_tflite(path, *split.test, k=5)
+        measured["top5_tflite"] = evaluate_tflite(path, *split.test, k=min(5, variant.model.output_shape[-1]))
     print(f"   {variant.name}: {measured['top1_tflite']:.2%} (held-out {measured['val_top1']:.2%})", flush=True)
     write_json(kept, {"sha256": digests, "measured": measured})
     return measured

@@ -46,6 +46,9 @@ VARIANTS = {
 }
 RANDOM_IMAGES = 48
 SIGNAL_TO_NOISE = "signal_to_noise.csv"
+# Options that the other setting, and sizes alone, have no use for.
+CIFAR_ONLY = ("model", "dataset", *(name for name in vars(filters.Training) if "baseline" in name))
+TRAINING = ("train_images", "held_out", "finetune_epochs", "qat_epochs")
 # A training on fewer leaves BatchNorm's moving statistics where they began, far from the network's.
 FEW_IMAGES = 20_000
 
@@ -133,6 +136,10 @@ PROFILES = {
 
 def run(task):
     """Runs all stages; every one resumes where it was interrupted."""
+    if task.config.setting == "imagenet":
+        _refuse(task, "has a network and data of its own", CIFAR_ONLY)
+        if not task.config.imagenet_dir:
+            _refuse(task, "has nothing to train on without imagenet_dir", TRAINING)
     if task.config.setting == "cifar10":
         _run_cifar(task)
     elif task.config.imagenet_dir:
@@ -140,6 +147,12 @@ def run(task):
     else:
         _run_sizes(task)
     task.close()
+
+
+def _refuse(task, why, names):
+    """Ends the program where flags gave options that have no effect."""
+    if given := [name for name in names if name in task.given]:
+        raise SystemExit(f"setting {task.config.setting!r} {why}: {', '.join(given)} would do nothing")
 
 
 def _run_cifar(task):
@@ -177,7 +190,8 @@ def _run_imagenet(task):
         train = tuple(array[: config.train_images] for array in train)
     split = Split(train, validation, data.test or data.validation)
     network = pretrained(config.imagenet_weights, config.alpha, len(data.class_names))
-    task.baseline = digest(network.get_weights())[:16]
+    # And of another folder: what its images say is another record.
+    task.baseline = digest([*network.get_weights(), *split.test])[:16]
     so_far = functools.partial(measure.record_so_far, task, "imagenet", split, select=select, top5=True)
     variants = compress(task, network, split, so_far)
     measure.record(task, "imagenet", split, variants, select, top5=True)

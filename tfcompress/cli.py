@@ -186,9 +186,10 @@ def _parser():
         help="default: int8, all of it, input and output included",
     )
     sub.add_argument("--qat", action="store_true", help="quantization-aware training first (int8 only)")
-    sub.add_argument("--preserve-sparsity", action="store_true", help="weights that are zero stay zero in it")
-    sub.add_argument("--preserve-sharing", action="store_true", help="weights that share a value stay equal in it")
-    _add_training(sub, epochs=2)
+    training = sub.add_argument_group("training, with --qat")
+    training.add_argument("--preserve-sparsity", action="store_true", help="weights that are zero stay zero in it")
+    training.add_argument("--preserve-sharing", action="store_true", help="weights that share a value stay equal in it")
+    _add_training(training, epochs=2)
 
     sub = command(
         "evaluate", _evaluate, "top-1 accuracy of a .tflite file or a model", "model.tflite --data images.npz"
@@ -268,6 +269,8 @@ def _add_training(sub, epochs):
     sub.add_argument("--batch-size", type=int, default=128, help="default: 128")
     _add_augmentation(sub)
     sub.add_argument("--seed", type=int, default=0, help="of shuffling and augmentation (default: 0)")
+    names = ("epochs", "learning_rate", "optimizer", "batch_size", "crop_padding", "flip", "seed")
+    sub.set_defaults(training_defaults={name: sub.get_default(name) for name in names})
 
 
 def _add_augmentation(sub):
@@ -416,11 +419,13 @@ def _finetune(options):
 
 def _quantize(options):
     import tfcompress as tfc
-    from tfcompress.compression.compress import calibration_images, input_range
+    from tfcompress.compression.compress import better_scaling, calibration_images, input_range
     from tfcompress.outputs import as_logits, trainable_logits
 
-    if not options.qat and (options.preserve_sparsity or options.preserve_sharing):
-        raise CommandError("--preserve-sparsity and --preserve-sharing are for the training of --qat")
+    trained = {**options.training_defaults, "held_out": 0.1, "preserve_sparsity": False, "preserve_sharing": False}
+    given = [f"--{name.replace('_', '-')}" for name, value in trained.items() if getattr(options, name) != value]
+    if given and not options.qat:
+        raise CommandError(f"{', '.join(given)}: only with --qat, for its training")
     if options.qat and options.precision != "int8":
         raise CommandError(f"--qat gives int8 files. Received: --precision {options.precision}")
     output = _output(options.output, ".tflite")
@@ -428,6 +433,8 @@ def _quantize(options):
         options.held_out = None  # no choices are made
     model, data = _model_and_data(options)
     model, had_softmax = trainable_logits(model) if options.qat else as_logits(model)
+    if message := better_scaling(model, data):
+        print(f"warning: {message}", file=sys.stderr)
     if options.qat:
         model = tfc.quantization_aware_training(
             model,

@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import json
+import types
 from collections import Counter
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ import keras
 import numpy as np
 
 from tfcompress.datasets.arrays import as_float
+from tfcompress.errors import UnsupportedLayerError
 
 
 def clone_uncompiled(model, **options):
@@ -32,9 +34,60 @@ def clone_uncompiled(model, **options):
 
 def copy_model(model, **options):
     """What `clone_uncompiled` returns, with the weights of the model."""
-    copy = clone_uncompiled(model, **options)
+    copy = clone_uncompiled(model, **{"clone_function": copy_operation, **options})
     copy_weights(model, copy)
     return copy
+
+
+def copy_operation(operation, cls=None, **changes):
+    """A copy of a layer, an operation or a model in a model, without its weights.
+
+    A Lambda layer, which has none, stays itself.
+
+    Args:
+        operation: the Keras layer or operation.
+        cls: class of the copy, if another one.
+        changes: entries of its configuration that are others.
+
+    Raises:
+        UnsupportedLayerError: no configuration describes it.
+    """
+    if isinstance(operation, keras.layers.Lambda):  # no function of one's own is made again from its bytes
+        return operation
+    if is_nested_model(operation):
+        copy = clone_uncompiled(operation, clone_function=copy_operation)
+        copy_trainable(operation, copy)
+        return copy
+    return (cls or type(operation)).from_config({**config_of(operation), **changes})
+
+
+def config_of(operation):
+    """`get_config`, but with the function itself that an activation is, where its name is another one's or nobody's.
+
+    Raises:
+        UnsupportedLayerError: no configuration describes it.
+    """
+    try:
+        config = operation.get_config()
+    except (TypeError, ValueError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UnsupportedLayerError(
+            operation,
+            f"cannot be copied ({reason}); give it functions, plain numbers and tuples, or what "
+            "keras.saving.register_keras_serializable has registered",
+        ) from error
+    for name in ("activation", "recurrent_activation"):
+        function = getattr(operation, name, None)
+        if name in config and isinstance(function, types.FunctionType) and not _means(config[name], function):
+            config[name] = function
+    return config
+
+
+def _means(serialized, function):
+    try:
+        return keras.activations.get(serialized) is function
+    except (TypeError, ValueError):
+        return False
 
 
 def copy_weights(source, target):
@@ -234,8 +287,8 @@ def as_inputs(model, x):
             where the model takes floats.
 
     Raises:
-        ValueError: the model is subclassed or not built; arrays that are not one for each input; other than whole
-            numbers where the model takes integers.
+        ValueError: the model is subclassed or not built; arrays that are not one for each input, of its rank; other
+            than whole numbers where the model takes integers.
     """
     specs = model_inputs(model)
     if isinstance(x, dict) and not isinstance(input_structure(model), dict):
@@ -247,7 +300,7 @@ def as_inputs(model, x):
         raise ValueError(
             f"x must hold an array for each input, {', '.join(spec.name for spec in specs)}. Received: {received}"
         )
-    values = [np.asarray(value) for value in values]
+    values = [_with_rank_of(spec, np.asarray(value)) for value, spec in zip(values, specs)]
     for value, spec in zip(values, specs):
         if "float" in spec.dtype or value.dtype.kind != "f":
             continue
@@ -257,6 +310,21 @@ def as_inputs(model, x):
                 f"{value.min():g} to {value.max():g}; give whole numbers (pixels: --scaling 0-255)"
             )
     return [as_float(value) if "float" in spec.dtype else value for value, spec in zip(values, specs)]
+
+
+def _with_rank_of(spec, value):
+    """An array with the last axis of one channel that it lacks, or without the one that it has, as Keras takes both."""
+    rank = len(spec.shape)
+    if value.ndim == rank - 1 and spec.shape[-1] == 1:
+        return value[..., None]
+    if value.ndim == rank + 1 and value.shape[-1] == 1:
+        return value[..., 0]
+    if value.ndim != rank or value.dtype == object:
+        shape = ", ".join(map(str, spec.shape[1:]))
+        raise ValueError(
+            f"{spec.name} takes an array of shape (N, {shape}). Received: {value.dtype} of shape {value.shape}"
+        )
+    return value
 
 
 def check_takes_floats(model):
@@ -299,7 +367,8 @@ def _walk(model, tensors, values, visit, enter, prefix, names):
         args, kwargs = node.arguments.fill_in(value_of)
         inputs = [specs[id(x)] for x in node.input_tensors]
         if is_nested_model(operation):
-            inner_values = [value_of[id(x)] for x in node.input_tensors]
+            given = node.arguments.fill_in(specs)
+            inputs, inner_values = (_in_order(operation, *call) for call in (given, (args, kwargs)))
             if enter:
                 enter(operation, inner_values)
             outputs, results = _walk(operation, inputs, inner_values, visit, enter, f"{name}/", names)
@@ -309,6 +378,17 @@ def _walk(model, tensors, values, visit, enter, prefix, names):
         for x, spec, result in zip(node.outputs, outputs, results):
             specs[id(x)], value_of[id(x)] = spec, result
     return [specs[id(x)] for x in model.outputs], [value_of[id(x)] for x in model.outputs]
+
+
+def _in_order(model, args, kwargs):
+    """What a model is called on, in the order of its inputs: of a dict, Keras takes them by name."""
+    given = args[0] if args else kwargs["inputs"]
+    if not isinstance(given, dict):
+        return keras.tree.flatten(given)
+    structure = input_structure(model)
+    return [
+        given[name] for name in (sorted(structure) if isinstance(structure, dict) else [x.name for x in model.inputs])
+    ]
 
 
 def _nodes(model):

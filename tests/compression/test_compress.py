@@ -14,7 +14,7 @@ from keras import layers
 
 import tfcompress as tfc
 from tfcompress.cli import main
-from tfcompress.compression.compress import calibration_images, compress, input_range, plan
+from tfcompress.compression.compress import better_scaling, calibration_images, compress, input_range, plan
 from tfcompress.compression.recipe import load_recipe
 from tfcompress.datasets import UserData
 from tfcompress.datasets.arrays import as_float
@@ -387,6 +387,21 @@ def test_inputs_above_zero_are_trained_with_the_range_that_the_file_has(data):
     assert (quantizer.init_min, quantizer.init_max) == (0.0, 7.0)
 
 
+def test_pixels_in_the_wrong_range_are_found_before_anything_is_trained(files, model, data, digits, tmp_path, capsys):
+    takes_pixels = keras.Sequential([keras.Input((28, 28, 1)), layers.Rescaling(1 / 255), *model.layers])
+    x, y = digits.x_train, digits.y_train
+    with pytest.raises(ValueError, match=r"(?s)recognizes .*'0-1'.* and (9\d|100)% with scaling '0-255'"):
+        compress(takes_pixels, (x, y), RECIPE, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert better_scaling(model, data) is None
+    assert better_scaling(takes_pixels, UserData((x * np.float32(1), y), None, None, (), "0-255", "")) is None
+    assert better_scaling(model, UserData((x * 3 - np.float32(9), y), None, None, (), "none", "")) is None  # no pixels
+    takes_pixels.save(tmp_path / "pixels.keras")
+    command = ("quantize", tmp_path / "pixels.keras", "--data", files / "digits.npz", "-o", tmp_path / "m.tflite")
+    code, _, err = run(capsys, *command)
+    assert code == 0 and err.startswith("warning: The model recognizes")
+
+
 def test_data_without_validation_are_refused(model, data, tmp_path):
     with pytest.raises(ValueError, match="data need validation images"):
         compress(model, dataclasses.replace(data, validation=None), RECIPE, tmp_path / "out")
@@ -427,6 +442,16 @@ def test_arrays_without_the_last_class_still_name_every_output(model, data, tmp_
         (["quantize", "{model}", "--data", "{data}", "-o", "nowhere/x.tflite"], 2, "there is no folder nowhere"),
         (["quantize", "{model}", "--data", "{data}", "--qat", "--precision", "float16", "-o", "x.tflite"], 2, "int8"),
         (["quantize", "{model}", "--data", "{data}", "-o", "{folder}/x.tflite", "--preserve-sparsity"], 2, "--qat"),
+        (
+            ["quantize", "{model}", "--data", "{data}", "-o", "{folder}/x.tflite", "--flip", "--epochs", "5"],
+            2,
+            "--epochs, --flip: only with --qat",
+        ),
+        (
+            ["quantize", "{model}", "--data", "{data}", "-o", "{folder}/x.tflite", "--held-out", "0.2"],
+            2,
+            "--held-out: only",
+        ),
         (["compress", "{model}", "--data", "{folder}", "-o", "{folder}/out"], 2, "would be taken for data"),
         (["sensitivity", "{model}", "--data", "{data}", "--plot", "nowhere/s.png"], 2, "there is no folder nowhere"),
         (["evaluate", "{model}", "--data", "{data}", "--scaling", "-1-1", "--class-names", "a,b"], 1, "class"),

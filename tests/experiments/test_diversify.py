@@ -154,6 +154,7 @@ def test_recorded_thresholds_given_again_make_the_same_network(smoke, run_experi
         ({"quantized": ("l3-b",)}, "geometric_median"),
         ({"quantized": ("diversity-b",), "variants": ("diversity-a",)}, "among the variants, diversity-a"),
         ({"thresholds": (1.5,)}, "cosines in"),
+        ({"baseline": "a.npz", "train_baseline": True}, "Received: both, baseline='a.npz'"),
     ],
 )
 def test_bad_configurations_are_named(fields, message):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import tfcompress
-from experiments import measure, resnet
+from experiments import diversify, measure, resnet
 from experiments.mobilenet import PROFILES
 from experiments.runner import Run
 from tfcompress.reporting import Row, environment
@@ -59,6 +59,7 @@ def measured(tmp_path, monkeypatch):
         variants=("sparse50",),
         seconds=None,
         content=b"1234",
+        gzip_bytes=SIZES["gzip_bytes"],
         baseline="",
         **changes,
     ):
@@ -70,7 +71,8 @@ def measured(tmp_path, monkeypatch):
         task.directory.mkdir(parents=True, exist_ok=True)
         made = []
         for name in names:
-            file = SimpleNamespace(path=task.directory / f"{name}.tflite", precision=name.partition("-")[0])
+            path, precision = task.directory / f"{name}.tflite", name.partition("-")[0]
+            file = SimpleNamespace(path=path, precision=precision, gzip_bytes=gzip_bytes)
             file.path.write_bytes(content)
             made.append(SimpleNamespace(name=name, file=file))
         measure.record(task, "digits", (), made, lambda rows: rows[-1])
@@ -102,12 +104,23 @@ def test_chosen_variants_are_added_to_the_record(measured):
 
 def test_one_command_names_what_several_trained(measured):
     command = "python -m experiments.mobilenet --profile=smoke"
-    measured(f"{command} --variants=a,b", "float32", "int8-a", "int8-b")
+    measured(f"{command} --variants=a,b", "float32", "a-int8-qat", "b-int8-qat")
     merged = f"{command} --variants=a,b,c"
-    assert measured(f"{command} --variants=b,c", "float32")["command"] == merged
+    assert measured(f"{command} --variants=b,c", "float32", "c-int8-qat")["command"] == merged
     merged += f" && {command} --baseline=x --variants=a"
     assert measured(f"{command} --baseline=x --variants=a", "float32")["command"] == merged
     assert measured(command, "float32")["command"] == f"{merged} && {command}"
+
+
+def test_command_names_only_what_is_measured(measured):
+    """A run that is stopped has been asked for more; the next one adds what it measures."""
+    command = "python -m experiments.resnet --profile=smoke"
+    added = functools.partial(measured, profile=resnet.PROFILES["smoke"], variants=("l2-macs54-every",))
+    asked = f"{command} --variants=a,b --quantized=float32,a"
+    assert added(asked, "float32")["command"] == f"{command} --variants=a,b --quantized=nothing"
+    assert added(asked, "float32", "a")["command"] == f"{command} --variants=a --quantized=nothing"
+    assert added(asked, "float32", "a", "a-int8-qat")["command"] == f"{command} --variants=a --quantized=a"
+    assert added(asked, "float32", "b", "int8-qat")["command"] == f"{command} --variants=a,b --quantized=a,float32"
 
 
 def test_commands_that_leave_open_what_is_quantized_stay_two(measured):
@@ -122,9 +135,9 @@ def test_nothing_to_quantize_is_named_only_where_nothing_is(measured):
     command = "python -m experiments.resnet --variants"
     profile = resnet.PROFILES["smoke"]
     added = functools.partial(measured, profile=profile, variants=("l2-macs54-every",))
-    one = added(f"{command}=a --quantized=nothing", "float32")["command"]
-    two = added(f"{command}=b --quantized=nothing", "float32")["command"]
-    three = added(f"{command}=c --quantized=c", "float32")["command"]
+    one = added(f"{command}=a --quantized=nothing", "float32", "a")["command"]
+    two = added(f"{command}=b --quantized=nothing", "float32", "b")["command"]
+    three = added(f"{command}=c --quantized=c", "float32", "c", "c-int8-qat")["command"]
     assert one == f"{command}=a --quantized=nothing" and two == f"{command}=a,b --quantized=nothing"
     assert three == f"{command}=a,b,c --quantized=c"
 
@@ -149,6 +162,24 @@ def test_variants_of_another_baseline_are_replaced(measured, tmp_path, capsys):
     assert [plan.exists() for plan in plans] == [False, True]
     names = {file.name for file in path.parent.iterdir()}
     assert names == {"record.json", "int8-d.tflite", "d.plan.json"}
+
+
+def test_variants_of_a_float_file_of_other_bytes_are_replaced(measured, capsys):
+    """Older records do not name their baseline."""
+    measured("first", "float32", "int8-qat")
+    rows = measured("second", "float32", "int8-b", gzip_bytes=2, baseline="aa")["rows"]
+    assert [row["variant"] for row in rows] == ["float32", "int8-b"]
+    assert "another baseline" in capsys.readouterr().err
+
+
+def test_weights_from_another_file_are_another_baseline(measured, capsys):
+    """Also where the option that names the file is called as the digest of its weights."""
+    profile, variants = diversify.PROFILES["smoke"], ("diversity-a",)
+    record = functools.partial(measured, profile=profile, variants=variants)
+    record("first", "float32", "diversity-a", baseline="aa")
+    assert len(record("second", "float32", "diversity-b", baseline="aa")["rows"]) == 3
+    assert len(record("third", "float32", "diversity-b", baseline="bb")["rows"]) == 2
+    assert "baseline aa, now bb" in capsys.readouterr().err
 
 
 def test_stopped_measurement_leaves_the_record_as_it_was(measured, tmp_path, monkeypatch):

@@ -107,6 +107,17 @@ def test_sizes_need_neither_weights_nor_images(tmp_path, short, monkeypatch):
     assert all(row.tflite is None for row in rows.values()) and not list((tmp_path / "results").rglob("*.tflite"))
 
 
+@pytest.mark.parametrize(
+    ("folder", "given", "message"),
+    [(False, "qat_epochs", "nothing to train on.* qat_epochs would"), (True, "baseline_cutout", "baseline_cutout wo")],
+)
+def test_options_without_effect_are_refused(tmp_path, folder, given, message):
+    folders = {"imagenet_dir": str(tmp_path), "imagenet_weights": str(tmp_path)} if folder else {}
+    config = dataclasses.replace(PROFILES["smoke"], setting="imagenet", **folders)
+    with pytest.raises(SystemExit, match=message):
+        mobilenet.run(Run("mobilenet", "smoke", 0, config, "", tmp_path, tmp_path, given=("setting", given)))
+
+
 @pytest.mark.slow
 def test_images_of_a_folder(tmp_path, short, images, monkeypatch):
     monkeypatch.setattr(

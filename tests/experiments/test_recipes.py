@@ -16,6 +16,8 @@ def test_resnet20_is_not_trained_here(tmp_path, run_experiment):
     assert "Received: dataset='digits', train_images=512" in run.stderr
     run = run_experiment("recipes", tmp_path, "--profile=full", "--model=resnet20", "--seed=1")
     assert run.returncode == 1 and "do not depend on the seed. Received: 1" in run.stderr
+    run = run_experiment("recipes", tmp_path, "--profile=full", "--model=resnet20", "--epochs=3")
+    assert run.returncode == 1 and "epochs would do nothing. Received: 3" in run.stderr
     run = run_experiment("recipes", tmp_path, "--profile=full", "--recipes=safe,tiny")
     assert run.returncode == 1
     assert "recipes must be among small, fast, safe. Received: safe, tiny" in run.stderr

@@ -423,3 +423,39 @@ def test_plan_that_parts_coupled_channels_is_refused(net):
     data["kept"]["conv1"] = data["kept"]["conv1"][1:]
     with pytest.raises(ValueError, match="coupled"):
         apply_plan(net, PruningPlan.from_json(json.dumps(data)))
+
+
+def test_taylor_knows_sparse_and_absent_gradients(rng):
+    keras.utils.set_random_seed(0)
+    words = keras.Input((12,), dtype="int32")
+    signals = layers.Embedding(20, 8, name="words")(words)
+    other = keras.ops.stop_gradient(layers.Conv1D(6, 3, name="stopped")(signals))
+    pooled = layers.GlobalMaxPooling1D()(layers.Add()([layers.Conv1D(6, 3)(signals), other]))
+    model = keras.Model(words, layers.Dense(4)(pooled))
+    x, y = rng.integers(0, 10, (16, 12)), rng.integers(0, 4, 16)
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(y, model(x)))
+    table = model.get_layer("words").embeddings.value
+    expected = np.sum(tf.convert_to_tensor(tape.gradient(loss, table)) * table, axis=0)
+    products = weight_gradient_products(ChannelGraph(model), x, y)
+    np.testing.assert_allclose(products["words"][:, 0], expected, rtol=1e-3, atol=1e-6)
+    assert not products["stopped"].any()
+
+
+def test_taylor_refuses_probabilities(net, images):
+    with pytest.raises(ValueError, match="'taylor' judges must return logits"):
+        prune_channels(
+            keras.Sequential([net, layers.Softmax()]), criteria.Taylor(images, np.zeros(len(images), int)), ratio=0.5
+        )
+
+
+def test_bn_gamma_passes_over_what_is_skipped():
+    class OwnNormalization(layers.BatchNormalization):
+        pass
+
+    x = keras.Input((8, 8, 3))
+    y = OwnNormalization(name="own")(
+        layers.Conv2D(8, 3)(layers.BatchNormalization()(layers.Conv2D(8, 3, name="first")(x)))
+    )
+    _, plan = prune_channels(keras.Model(x, layers.Flatten()(y)), "bn_gamma", ratio=0.5, skip=["own"])
+    assert len(plan.kept["first"]) == 4

@@ -1,5 +1,6 @@
 """The rebuilt network is a plain Keras model with the original's weights, sliced."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -8,11 +9,15 @@ import textwrap
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 from law import lifelike, run
 
-from tfcompress import apply_plan, as_logits, plan_pruning, prune_channels, recalibrate
+from tfcompress import apply_plan, as_logits, factorize, plan_pruning, prune_channels, recalibrate
+from tfcompress.errors import UnsupportedLayerError
 from tfcompress.models import resnet
+from tfcompress.surgery import ChannelGraph
+from tfcompress.surgery.rebuild import rebuild
 from tfcompress.training.fast import training_clone
 
 
@@ -296,3 +301,74 @@ def test_applied_plan_equals_pruned_model(net):
     pruned, plan = prune_channels(net, ratio=0.3)
     for a, b in zip(apply_plan(net, plan).get_weights(), pruned.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_dictionary_goes_to_the_inputs_of_its_names(rng):
+    """Keras finds the inputs of a model in a model by name, in whatever order it was built with."""
+    left, away = (keras.Input((8, 8, 6), name=name) for name in ("left", "away"))
+    branches = [layers.Conv2D(5, 3, name="c")(left), layers.BatchNormalization(name="norm")(away)[:, 1:-1, 1:-1]]
+    inner = keras.Model([left, away], layers.Concatenate()(branches), name="inner")
+    x = keras.Input((8, 8, 3))
+    u, v = (layers.Conv2D(6, 3, padding="same", name=name)(x) for name in "uv")
+    model = keras.Model(x, layers.Dense(4)(layers.Flatten()(inner({"left": u, "away": v}))))
+    model.get_layer("v").bias.assign(np.full(6, 50))
+    images = rng.normal(size=(16, 8, 8, 3)).astype("float32")
+    pruned, plan = prune_channels(model, "l1", ratio=0.5)
+    old, new = (net.get_layer("inner").get_layer("c").kernel.numpy() for net in (model, pruned))
+    np.testing.assert_array_equal(new, old[:, :, plan.kept["u"]][..., plan.kept["inner/c"]])
+    recalibrate(model, images)
+    assert model.get_layer("inner").get_layer("norm").moving_mean.numpy().min() > 40
+
+
+def leaky_relu(x):
+    """Named as one of Keras', with another slope."""
+    return keras.ops.leaky_relu(x, 0.01)
+
+
+@pytest.mark.parametrize("activation", [leaky_relu, tf.nn.silu, lambda x: 3 * keras.ops.relu(x)])
+@pytest.mark.parametrize("nested", [False, True])
+def test_functions_of_ones_own_stay_activations(rng, activation, nested):
+    parts = [
+        layers.Conv2D(4, 3, activation=activation),
+        layers.Activation(activation),
+        layers.Lambda(lambda x: 2 * x, name="double"),
+    ]
+    parts = [keras.Sequential([keras.Input((8, 8, 3)), *parts], name="inner")] if nested else parts
+    model = keras.Sequential([keras.Input((8, 8, 3)), *parts, layers.Flatten(), layers.Dense(3), layers.Softmax()])
+    images = rng.normal(size=(4, 8, 8, 3)).astype("float32")
+    logits, _ = as_logits(model)
+    graph = ChannelGraph(model, skip=["inner/double" if nested else "double"])
+    whole = rebuild(graph, np.ones(len(graph.frozen), bool))
+    thin, _ = factorize(model, energy=0.9999999)
+    for copy in (whole, thin, keras.Sequential([logits, layers.Softmax()])):
+        np.testing.assert_allclose(copy(images), model(images), atol=1e-5)
+    with training_clone(model) as clone:
+        assert clone is not model
+        np.testing.assert_allclose(clone(images), model(images), atol=1e-5)
+
+
+def test_what_no_configuration_describes_is_named():
+    relu6 = functools.partial(keras.activations.relu, max_value=6)
+    model = keras.Sequential(
+        [keras.Input((8, 8, 3)), layers.Conv2D(4, 3, activation=relu6, name="first"), layers.Flatten()]
+    )
+    with pytest.raises(UnsupportedLayerError, match=r"'first' \(Conv2D\): cannot be copied .*register_keras_ser"):
+        prune_channels(model, ratio=0.5)
+
+
+def test_noise_of_a_shape_of_its_own_gets_narrower(rng):
+    x = keras.Input((8, 8, 3))
+    noisy = layers.Dropout(0.5, noise_shape=(None, 1, 1, 8))(layers.Conv2D(8, 3, padding="same")(x))
+    pruned, _ = prune_channels(keras.Model(x, layers.Dense(4)(layers.Flatten()(noisy))), ratio=0.5)
+    assert pruned(rng.normal(size=(2, 8, 8, 3)), training=True).shape == (2, 4)
+    assert [layer.noise_shape for layer in pruned.layers if isinstance(layer, layers.Dropout)] == [(None, 1, 1, 4)]
+
+
+def test_recalibrate_takes_grey_images_without_their_channel(rng):
+    model = keras.Sequential([keras.Input((8, 8, 1)), layers.BatchNormalization()])
+    images = rng.normal(size=(64, 8, 8)).astype("float32") + 3
+    recalibrate(model, images)
+    np.testing.assert_allclose(model.layers[0].moving_mean, [images.mean()], rtol=1e-5)
+    for wrong in (images.reshape(64, 64), tf.data.Dataset.from_tensors(images)):
+        with pytest.raises(ValueError, match=r"takes an array of shape \(N, 8, 8, 1\). Received"):
+            recalibrate(model, wrong)

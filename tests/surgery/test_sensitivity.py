@@ -7,7 +7,7 @@ from keras import layers
 
 from tfcompress import prune_channels
 from tfcompress.models import resnet
-from tfcompress.surgery.sensitivity import sensitivity
+from tfcompress.surgery.sensitivity import Sensitivity, sensitivity
 
 
 @pytest.fixture(scope="module")
@@ -81,3 +81,7 @@ def test_chosen_layers_of_a_network_with_zero_padded_shortcuts():
     result = sensitivity(resnet(8), x, np.zeros(2), layers=["conv1", "stage2_block1_conv2"], ratios=(0.5,))
     assert list(result.accuracy) == ["conv1", "stage2_block1_conv2"]
     prune_channels(resnet(8), ratios={"conv1": 0.5, "stage2_block1_conv2": 0.25})  # two groups, no contradiction
+
+
+def test_a_drop_of_just_as_much_is_harmless():
+    assert Sensitivity(0.8, {"a": {0.1: 0.7, 0.5: 0.69}}).ratios(0.1) == {"a": 0.1}  # 0.8 - 0.1 > 0.7 in floats

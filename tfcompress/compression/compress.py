@@ -18,6 +18,7 @@ from tfcompress.graph import copy_model, is_channels_first, network_of
 VERSION = 1
 SETTLED = "weights.npz"
 MEASURED_IMAGES = 5000
+SCALED_IMAGES = 256  # that show which scaling of pixels a model takes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,8 +84,8 @@ def compress(
 
     Raises:
         RecipeError: a recipe that cannot be carried out.
-        ValueError: a model that is no such classifier, a reduction that cannot be reached, or a folder that holds
-            another run.
+        ValueError: a model that is no such classifier, images whose pixels it takes in another range, a reduction that
+            cannot be reached, or a folder that holds another run.
         UnsupportedLayerError: a layer that surgery does not know or that cannot be quantized.
 
     Example:
@@ -107,6 +108,8 @@ def compress(
     folder = pathlib.Path(workdir)
     identity = {**_identity(original, data, recipe), "softmax": had_softmax}
     if not _is_claimed(folder, identity):
+        if message := better_scaling(original, data):
+            raise ValueError(message)
         _check_export(original, data, recipe)
         _claim(folder, identity)
     run = _Run(original, data, folder, had_softmax)
@@ -154,6 +157,40 @@ def input_range(data):
         return min(0.0, float(data.train[0].min())), max(0.0, float(data.train[0].max()))
     scale, offset, _ = SCALINGS[data.scaling]
     return offset, round(255 * scale, 6) + offset
+
+
+def better_scaling(model, data):
+    """Says that a model recognizes far more images with another scaling of their pixels than with that of the data.
+
+    A model that gets pixels in the wrong range still computes something, and all that follows is wasted.
+
+    Args:
+        model: the Keras model.
+        data: a `UserData`.
+
+    Returns:
+        The message; None where the scaling is right, or no other one is better, or values are no pixels.
+    """
+    from tfcompress.datasets import SCALINGS
+    from tfcompress.datasets.arrays import as_float, sample
+    from tfcompress.training import accuracy
+
+    x, y = sample(SCALED_IMAGES, *(data.validation or data.train))
+    x = as_float(x)
+    scale, offset, _ = SCALINGS[data.scaling]
+    pixels = (x - np.float32(offset)) / np.float32(scale)
+    if pixels.min() < -0.5 or pixels.max() > 255.5:
+        return None
+    others = {name: values for name, values in SCALINGS.items() if name not in (data.scaling, "none")}
+    found = {name: accuracy(model, pixels * np.float32(a) + np.float32(b), y) for name, (a, b, _) in others.items()}
+    best, own = max(found, key=found.get), accuracy(model, x, y)
+    if found[best] < own + 0.2 + len(y) ** -0.5:  # so much may be chance
+        return None
+    given, better = (f"scaling {name!r} ({SCALINGS[name][2]})" for name in (data.scaling, best))
+    return (
+        f"The model recognizes {own:.0%} of {len(y)} images with {given}, and {found[best]:.0%} with {better}. "
+        f"Give --scaling {best}; in Python, load_user_data(..., scaling={best!r}), or floats as the model takes them"
+    )
 
 
 def calibration_images(data, count=500):

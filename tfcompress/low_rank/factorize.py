@@ -12,7 +12,9 @@ from keras import layers
 from tfcompress.errors import UnsupportedLayerError
 from tfcompress.graph import (
     clone_uncompiled,
+    config_of,
     copy_frozen,
+    copy_operation,
     copy_trainable,
     is_nested_model,
     model_inputs,
@@ -248,7 +250,7 @@ def _build(model, chosen):
         if is_nested_model(operation):
             return thin_copy(operation)
         if id(operation) not in chosen:
-            return type(operation).from_config(operation.get_config())
+            return copy_operation(operation)
         first, second = _thin_layers(operation, chosen[id(operation)], used[id(operation)])
         seconds[id(first)] = second
         return first
@@ -292,7 +294,7 @@ def _build(model, chosen):
 
 def _thin_layers(layer, factor, names):
     """The two layers, without their weights, whose first gets a name that is not among those of its model."""
-    config = {key: value for key, value in layer.get_config().items() if key != "kernel_initializer"}
+    config = {key: value for key, value in config_of(layer).items() if key != "kernel_initializer"}
     config["kernel_constraint"] = None
     width = "units" if isinstance(layer, layers.Dense) else "filters"
     name = layer.name + _SUFFIX

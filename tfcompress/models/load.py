@@ -9,7 +9,7 @@ import h5py
 import keras
 import numpy as np
 
-from tfcompress.graph import arguments_of, copy_model, input_structure
+from tfcompress.graph import arguments_of, copy_model, copy_operation, input_structure
 
 _MODELS = ("Functional", "Model", "Sequential")
 _NOT_LAYERS = ("Policy", "TFOpLambda", "__keras_tensor__", "__numpy__", "__tensor__", "__ellipsis__", "__slice__")
@@ -77,8 +77,7 @@ def _in_float32(model):
     def clone(layer):
         if not isinstance(layer, keras.Layer):
             return layer
-        config = layer.get_config()
-        return type(layer).from_config({**config, "dtype": "float32"} if _is_mixed(layer) else config)
+        return copy_operation(layer, **({"dtype": "float32"} if _is_mixed(layer) else {}))
 
     if not any(map(_is_mixed, model._flatten_layers())):
         return model

@@ -6,6 +6,7 @@ from keras import layers
 
 from tfcompress.datasets.arrays import as_classes
 from tfcompress.graph import as_inputs, input_structure
+from tfcompress.outputs import check_logits
 from tfcompress.surgery.rebuild import rebuild
 
 
@@ -24,7 +25,8 @@ def _mean_gamma(graph):
     """(classes,) mean |gamma| over the BatchNorms that each class passes; NaN where there is none."""
     total, count = np.zeros(len(graph.frozen)), np.zeros(len(graph.frozen))
     for _, layer in graph.layers.values():
-        if isinstance(layer, layers.BatchNormalization) and layer.scale:
+        # One that is skipped, as no rule knows its class, has no labels.
+        if isinstance(layer, layers.BatchNormalization) and layer.scale and id(layer.gamma) in graph.labels:
             classes = graph.class_of[graph.labels[id(layer.gamma)].ids[0]]
             np.add.at(total, classes, np.abs(keras.ops.convert_to_numpy(layer.gamma)))
             np.add.at(count, classes, 1)
@@ -65,6 +67,8 @@ def weight_gradient_products(graph, x, y, loss=None, batch_size=32):
     for variable in model.weights:
         variable.regularizer = None
         variable.constraint = None
+    if loss is None:
+        check_logits(graph.model, "the model that the criterion 'taylor' judges")
     x = as_inputs(graph.model, x)
     y = as_classes(y) if loss is None else y
     if len(x[0]) != len(y):
@@ -104,6 +108,13 @@ class GradientsAsWeights(keras.optimizers.Optimizer):
 
     def __init__(self):
         super().__init__(learning_rate=1.0)
+
+    def apply(self, grads, trainable_variables=None):
+        """Of a variable that the loss does not depend on, zeros; of an Embedding, the dense gradient."""
+        variables = self._trainable_variables if trainable_variables is None else trainable_variables
+        zeros = [keras.ops.zeros_like(variable) for variable in variables]
+        dense = [x if grad is None else keras.ops.add(x, grad) for x, grad in zip(zeros, grads, strict=True)]
+        return super().apply(dense, trainable_variables)
 
     def update_step(self, gradient, variable, learning_rate):
         self.assign(variable, gradient)

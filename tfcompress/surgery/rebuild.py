@@ -3,7 +3,15 @@
 import keras
 import numpy as np
 
-from tfcompress.graph import clone_uncompiled, copy_frozen, copy_trainable, is_nested_model, take_statistics
+from tfcompress.graph import (
+    clone_uncompiled,
+    config_of,
+    copy_frozen,
+    copy_operation,
+    copy_trainable,
+    is_nested_model,
+    take_statistics,
+)
 from tfcompress.surgery.channel_graph import ChannelGraph
 from tfcompress.surgery.plan import classes_kept
 
@@ -52,13 +60,11 @@ def _clone(graph, operation, kept, clone):
     """A layer, operation or nested model with its new width."""
     if is_nested_model(operation):
         return _clone_nested(graph, operation, kept, clone)
-    config = operation.get_config()
-    if id(operation) in graph.resizes:
-        config.update(graph.resizes[id(operation)][1](kept))
+    changes = graph.resizes[id(operation)][1](kept) if id(operation) in graph.resizes else {}
     for name, value in vars(operation).items():
-        if name in config and isinstance(value, keras.initializers.Constant) and np.ndim(value.value):
-            config[name] = "zeros"  # an array of the old width; the weights are assigned anyway
-    return type(operation).from_config(config)
+        if isinstance(value, keras.initializers.Constant) and np.ndim(value.value) and name in config_of(operation):
+            changes[name] = "zeros"  # an array of the old width; the weights are assigned anyway
+    return copy_operation(operation, **changes)
 
 
 def _clone_nested(graph, model, kept, clone):

@@ -227,7 +227,12 @@ def layer_scale(call, graph):
 @_keras_rule("StopGradient", "Cast", "StochasticDepth", "Copy")
 def pass_through(call, graph):
     """Any layer without per-channel weights that maps zero to zero and each channel to itself."""
-    return tensors(call)[:1]
+    x = tensors(call)[0]
+    shape = getattr(call.operation, "noise_shape", None)
+    if shape is not None and x.ids is not None and shape[x.axis] not in (1, None):
+        before, after = shape[: x.axis], shape[x.axis :][1:]
+        graph.resize(call.operation, x.ids, lambda kept: {"noise_shape": (*before, kept(x.ids), *after)})
+    return [x]
 
 
 @register_rule(layers.ReLU)

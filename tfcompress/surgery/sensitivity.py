@@ -34,7 +34,7 @@ class Sensitivity:
         """
         chosen = {}
         for layer, curve in self.accuracy.items():
-            harmless = [ratio for ratio, accuracy in curve.items() if accuracy >= self.baseline - max_drop]
+            harmless = [ratio for ratio, accuracy in curve.items() if accuracy >= self.baseline - max_drop - 1e-9]
             chosen[layer] = max(harmless, default=0.0)
         return chosen
 

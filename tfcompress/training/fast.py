@@ -6,7 +6,7 @@ import math
 
 import keras
 
-from tfcompress.graph import copy_model
+from tfcompress.graph import copy_model, copy_operation
 
 _DEPTHWISE = (keras.layers.DepthwiseConv2D, keras.layers.SeparableConv2D)
 
@@ -40,15 +40,15 @@ def training_clone(model, precision="float32"):
     def fast_layer(layer):
         if not isinstance(layer, keras.Layer):
             return layer
-        config, cls = layer.get_config(), type(layer)
+        changes, cls = {}, type(layer)
         if fused and _is_fusible(layer):
             cls = _fused_batch_normalization()
         if precision != "float32" and layer.name not in outputs:
             product = cpu and _can_be_a_product(layer)
             if not depthwise or (product and layer.kernel_size == (1, 1)):
-                config["dtype"] = precision
+                changes["dtype"] = precision
                 cls = _ProductConv2D if product else cls
-        return cls.from_config(config)
+        return copy_operation(layer, cls, **changes)
 
     try:
         clone = copy_model(model, clone_function=fast_layer, recursive=True)
