@@ -41,18 +41,17 @@ from experiments import filters, measure, runner
 from experiments.runner import load_split
 
 VARIANTS = (
-    "distribution_fit_a-macs{}-every",
     "distribution_fit_a-macs{}-first",
-    "l2-macs{}-every",
-    "geometric_median-macs{}-every",
-    "random-macs{}-every",
-    "distribution_fit_b-macs{}-every",
-    "distribution_fit_c-macs{}-every",
-    "distribution_fit_a-macs{}-every-nodistill",
-    "l2-macs{}-every-nodistill",
-    "l2-macs{}-every-soft",
+    "distribution_fit_a-macs{}-every",
+    "l2-macs{}-first",
+    "geometric_median-macs{}-first",
+    "random-macs{}-first",
+    "distribution_fit_b-macs{}-first",
+    "distribution_fit_c-macs{}-first",
+    "distribution_fit_a-macs{}-first-nodistill",
+    "l2-macs{}-first-nodistill",
 )
-BEYOND = ("distribution_fit_a-macs70-every", "distribution_fit_a-macs75-every")
+BEYOND = ("distribution_fit_a-macs70-first", "distribution_fit_a-macs75-first")
 # The published cuts in percent, of Zhang et al. and of FPGM.
 CUT = {"resnet110": 62, "resnet56": 53, "resnet20": 54}
 METHODS = {"a": "strata", "b": "wasserstein", "c": "normal"}
