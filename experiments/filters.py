@@ -18,9 +18,6 @@ from tfcompress.files import replacing, save_model, write_text
 PERCENT = r"(?!00)\d\d"
 LONG = 3  # times the epochs of any other fine-tuning
 CUTMIX = 0.5  # of the images of a fine-tuning with it
-# Of soft pruning, as FPGM's published script has it for a trained network. With larger steps a zeroed filter is back at
-# full scale at once, BatchNorm divides by its tiny variance, and is no longer among those that go.
-SOFT_LEARNING_RATE = 0.01
 # What stands behind the name of a variant, in this order.
 OPTIONS = ("nodistill", "soft", "cutout", "cutmix", "long", "iterative")
 LARGEST_SHIPPED = 10_000_000  # bytes of weights in the results
@@ -341,7 +338,7 @@ def finetuning(task, options=frozenset()):
     Args:
         task: the `Run`.
         options: "cutout" hides squares of the images, as large as in the baseline's; with "cutmix", half of the images
-            show another one in a rectangle; "long" takes three times as long as the others; "soft" takes smaller steps.
+            show another one in a rectangle; "long" takes three times as long as the others.
     """
     from tfcompress.training import TrainingConfig
 
@@ -349,7 +346,7 @@ def finetuning(task, options=frozenset()):
         epochs=task.config.finetune_epochs * (LONG if "long" in options else 1),
         cutout=task.config.baseline_cutout if "cutout" in options else 0,
         cutmix=CUTMIX if "cutmix" in options else 0.0,
-        learning_rate=SOFT_LEARNING_RATE if "soft" in options else 0.05,
+        learning_rate=0.05,
         warmup_epochs=min(1, task.config.finetune_epochs / 4),
         weight_decay=5e-3,
         crop_padding=4,

@@ -12,10 +12,11 @@ A variant is written criterion-macs<percent>-<widths>, with options behind it in
     distribution_fit_a-macs62-every     62 % of the MACs; every width gets narrower, the residual stream too
     l2-macs62-first                     only the first convolution of each block gets narrower
     l2-macs62-every-nodistill           fine-tuned on the labels alone, without the baseline as a teacher
-    l2-macs62-every-soft                the papers' soft pruning: filters are zeroed after every epoch of the
-                                        fine-tuning, may come back in the next, and are removed at its end; not by
-                                        distribution fitting, which keeps small filters, too: it would swap half of
-                                        the trained ones for zeroed ones in every epoch
+    l2-macs62-first-soft                the papers' soft pruning: filters are zeroed after every epoch of the
+                                        fine-tuning, may come back in the next, and are removed at its end. At cuts
+                                        like these the network forgets (see ResNet20's results), and would by any
+                                        criterion that keeps small filters on purpose, as distribution fitting does,
+                                        for which there is none
     l2-macs62-every-cutout              fine-tuned on images with squares hidden, as those of --baseline_cutout
     l2-macs62-every-cutmix              fine-tuned on images of which half show another one in a rectangle (CutMix)
     l2-macs62-every-long                fine-tuned three times as long

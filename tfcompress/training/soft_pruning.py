@@ -24,8 +24,10 @@ class SoftPruning(keras.callbacks.Callback):
     Args:
         model: the Keras model that `fit` trains.
         criterion: as for `prune_channels`. It judges the filters as they are after the epoch, those that were zeroed
-            before it among them: one that keeps small filters, too, as distribution fitting does, swaps trained filters
-            for zeroed ones in every epoch, and the network forgets.
+            before it among them. Where these are kept in the place of trained ones, the network forgets: as
+            distribution fitting keeps small filters, too, and as filters in front of a BatchNormalization, which
+            divides by their tiny variance, are back at full size after a few steps, so that half of the filters may
+            be too many.
         path: JSON file for the plan of the last epoch; a resumed training finds it there.
         budget: the other arguments of `prune_channels`.
     """
