@@ -459,3 +459,11 @@ def test_bn_gamma_passes_over_what_is_skipped():
     )
     _, plan = prune_channels(keras.Model(x, layers.Flatten()(y)), "bn_gamma", ratio=0.5, skip=["own"])
     assert len(plan.kept["first"]) == 4
+
+
+@pytest.mark.parametrize("target", [{"ratio": 0.5}, {"macs_reduction": 0.5}])
+def test_network_without_channels_that_may_go(target):
+    sigmoid = layers.Conv2D(4, 3, activation="sigmoid")
+    model = keras.Sequential([keras.Input((8, 8, 3)), sigmoid, layers.Flatten(), layers.Dense(3)], name="gates")
+    with pytest.raises(ValueError, match=r"'gates' has no channels that may go; print\(tfcompress\.ChannelGraph"):
+        prune_channels(model, **target)
