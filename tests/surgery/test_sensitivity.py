@@ -48,6 +48,9 @@ def test_table_and_plot(measured, tmp_path):
     assert lines[0].endswith("100.00%") and "-25%" in lines[1] and len(lines) == 5
     measured.plot(tmp_path / "sensitivity.png")
     assert (tmp_path / "sensitivity.png").read_bytes()[:4] == b"\x89PNG"
+    with pytest.raises(ValueError, match="not supported"):
+        measured.plot(tmp_path / "sensitivity.doc")
+    assert [path.name for path in tmp_path.iterdir()] == ["sensitivity.png"]
 
 
 def test_pixels_are_fractions(classifier):

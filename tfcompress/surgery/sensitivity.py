@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tfcompress.datasets.arrays import as_classes
+from tfcompress.files import replacing
 from tfcompress.graph import as_inputs
 from tfcompress.outputs import check_classifier
 from tfcompress.profiling import table
@@ -48,7 +49,8 @@ class Sensitivity:
             axes.plot([0, *curve], [self.baseline, *curve.values()], marker="o", markersize=3, label=layer)
         axes.set(xlabel="fraction of channels removed", ylabel="accuracy", ylim=(0, 1))
         axes.legend(fontsize=6, ncols=1 + len(self.accuracy) // 20, loc="center left", bbox_to_anchor=(1, 0.5))
-        figure.savefig(path, dpi=150)
+        with replacing(path) as part:
+            figure.savefig(part, dpi=150)
 
     def __str__(self):
         ratios = list(next(iter(self.accuracy.values()), {}))
