@@ -349,9 +349,8 @@ def test_functions_of_ones_own_stay_activations(rng, activation, nested):
 
 def test_what_no_configuration_describes_is_named():
     relu6 = functools.partial(keras.activations.relu, max_value=6)
-    model = keras.Sequential(
-        [keras.Input((8, 8, 3)), layers.Conv2D(4, 3, activation=relu6, name="first"), layers.Flatten()]
-    )
+    first = layers.Conv2D(4, 3, activation=relu6, name="first")
+    model = keras.Sequential([keras.Input((8, 8, 3)), first, layers.Flatten(), layers.Dense(3)])
     with pytest.raises(UnsupportedLayerError, match=r"'first' \(Conv2D\): cannot be copied .*register_keras_ser"):
         prune_channels(model, ratio=0.5)
 

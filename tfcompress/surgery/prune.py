@@ -109,7 +109,7 @@ def _choose(graph, criterion, ratio, macs_reduction, params_reduction, scope, ro
         raise ValueError(f'scope must be "layer" or "global". Received: scope={scope!r}')
     if round_to < 1 or round_to != int(round_to):
         raise ValueError(f"round_to must be a positive integer. Received: round_to={round_to}")
-    if targets and not graph.groups:
+    if ratio is not None and not graph.groups:
         raise ValueError(
             f"Model {graph.model.name!r} has no channels that may go; print(tfcompress.ChannelGraph(model)) says why "
             "each of its layers keeps all of them"
