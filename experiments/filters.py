@@ -366,7 +366,7 @@ def quantize(task, name, model, teacher, split, training=None, preserve_sparsity
     from tfcompress import quantization_aware_training
 
     training = training or quantizing(task)
-    name = "int8-qat" if name == "float32" else f"{name}-int8-qat"
+    name = measure.quantized_name(name)
     with task.stage(name) as directory:
         quantized = quantization_aware_training(
             model,

@@ -32,6 +32,11 @@ class Variant:
     macs_cut_papers: float | None = None
 
 
+def quantized_name(name):
+    """The name of the int8 variant of a float network."""
+    return "int8-qat" if name == "float32" else f"{name}-int8-qat"
+
+
 def export(task, name, model, network, precision, split=None, macs_cut_papers=None):
     """Exports a model as the variant `name`.
 
@@ -241,8 +246,7 @@ def _measured_only(command, measured):
     words, lists = _split(command)
     for flag, names in lists.items():
         if flag == "--quantized":
-            rows = {name: "int8-qat" if name == "float32" else f"{name}-int8-qat" for name in names}
-            lists[flag] = [name for name in names if rows[name] in measured] or [NOTHING]
+            lists[flag] = [name for name in names if quantized_name(name) in measured] or [NOTHING]
         else:
             lists[flag] = [name for name in names if measured & {name, f"{name}-int8-qat"}] or names
     return " ".join([*words, *(f"{flag}={','.join(names)}" for flag, names in lists.items())])
