@@ -6,8 +6,6 @@ import json
 import re
 import sys
 
-import numpy as np
-
 from experiments.runner import write_json
 
 NOTHING = "nothing"  # what --quantized names where no network is to be brought to int8
@@ -284,6 +282,7 @@ def _row(variant, split, top5, baseline):
 def _measured(variant, split, top5, baseline):
     """What test and held-out images say of a variant, by the names of a `Row`; kept beside the file."""
     from tfcompress import evaluate_tflite, predict_tflite
+    from tfcompress.outputs import divergence
     from tfcompress.training import accuracy
     from tfcompress.training.checkpoint import digest
 
@@ -308,19 +307,3 @@ def _measured(variant, split, top5, baseline):
     print(f"   {variant.name}: {measured['top1_tflite']:.2%} (held-out {measured['val_top1']:.2%})", flush=True)
     write_json(kept, {"sha256": digests, "measured": measured})
     return measured
-
-
-def divergence(reference, logits):
-    """Mean Kullback-Leibler divergence of softmax(logits) from softmax(reference), in nats.
-
-    Args:
-        reference: (N, classes) logits of the baseline.
-        logits: (N, classes) logits of another network for the same examples.
-    """
-    p, q = (_log_softmax(np.asarray(values, "float64")) for values in (reference, logits))
-    return max(0.0, float((np.exp(p) * (p - q)).sum(-1).mean()))
-
-
-def _log_softmax(logits):
-    logits = logits - logits.max(-1, keepdims=True)
-    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))

@@ -11,6 +11,8 @@ A variant is written criterion-macs<percent>-<widths>, with options behind it in
 
     distribution_fit_a-macs62-every     62 % of the MACs; every width gets narrower, the residual stream too
     l2-macs62-first                     only the first convolution of each block gets narrower
+    l2-macs62-sensitive                 so, too, but each by as much as does little damage: distribution_fit_a, pruning
+                                        one at a time, has measured it for all criteria
     l2-macs62-every-nodistill           fine-tuned on the labels alone, without the baseline as a teacher
     l2-macs62-first-soft                the papers' soft pruning: filters are zeroed after every epoch of the
                                         fine-tuning, may come back in the next, and are removed at its end. At cuts
@@ -55,6 +57,7 @@ VARIANTS = (
 BEYOND = ("distribution_fit_a-macs70-first", "distribution_fit_a-macs75-first")
 # The published cuts in percent, of Zhang et al. and of FPGM.
 CUT = {"resnet110": 62, "resnet56": 53, "resnet20": 54}
+WIDTHS = ("every", "first", "sensitive")
 METHODS = {"a": "strata", "b": "wasserstein", "c": "normal"}
 
 
@@ -77,7 +80,7 @@ class Pruning:
 
     criterion: object
     macs_reduction: float
-    first_only: bool
+    widths: str
     options: frozenset
 
 
@@ -85,18 +88,18 @@ def parse(name):
     """Reads the name of a variant.
 
     Raises:
-        ValueError: for one that is not written criterion-macs<percent>-every|first, with or without -nodistill, -soft,
-            -cutout, -cutmix, -long, or for soft pruning by distribution fitting.
+        ValueError: for one that is not written criterion-macs<percent>-every|first|sensitive, with or without
+            -nodistill, -soft, -cutout, -cutmix, -long, or for soft pruning by distribution fitting.
     """
     from tfcompress import criteria
 
     base, options = filters.split_options(name)
-    match = re.fullmatch(rf"(\w+)-macs({filters.PERCENT})-(every|first)", base)
+    match = re.fullmatch(rf"(\w+)-macs({filters.PERCENT})-({'|'.join(WIDTHS)})", base)
     if not match or "iterative" in options:
         raise ValueError(
-            f"a variant is written criterion-macs<percent>-every or -first, with -nodistill behind it if labels alone "
-            f"fine-tune it, -soft for soft pruning, -cutout or -cutmix for other images and -long for three times the "
-            f"epochs, in this order (l2-macs62-every), percents from 01 to 99. Received: {name!r}"
+            f"a variant is written criterion-macs<percent>-every, -first or -sensitive, with -nodistill behind it if "
+            f"labels alone fine-tune it, -soft for soft pruning, -cutout or -cutmix for other images and -long for "
+            f"three times the epochs, in this order (l2-macs62-every), percents from 01 to 99. Received: {name!r}"
         )
     criterion, percent, widths = match.groups()
     fit, _, method = criterion.rpartition("_")
@@ -107,7 +110,7 @@ def parse(name):
         raise ValueError(
             f"{name}: distribution fitting keeps filters that soft pruning has just zeroed, in the place of others"
         )
-    return Pruning(criterion, int(percent) / 100, widths == "first", options)
+    return Pruning(criterion, int(percent) / 100, widths, options)
 
 
 def cut(model):
@@ -168,8 +171,7 @@ def run(task):
             split,
             pruning.criterion,
             pruning.options,
-            macs_reduction=pruning.macs_reduction,
-            skip=streams(unpruned) if pruning.first_only else (),
+            **_budget(task, unpruned, split, pruning),
         )
         networks[name] = model
         papers = macs_cut_papers(unpruned, plan)
@@ -180,6 +182,19 @@ def run(task):
     measure.record(task, dataset, split, variants, chosen)
     write_filter_norms(norms(unpruned, _plans(task)), task.result_directory)
     task.close()
+
+
+def _budget(task, unpruned, split, pruning):
+    """Which layers a variant narrows, and by how much: arguments of `prune_channels`."""
+    from tfcompress import criteria
+
+    skip = () if pruning.widths == "every" else streams(unpruned)
+    if pruning.widths != "sensitive":
+        return {"macs_reduction": pruning.macs_reduction, "skip": skip}
+    criterion = criteria.DistributionFit(METHODS["a"])
+    with task.stage("sensitivity"):
+        ratios = filters.sensitive_ratios(task, unpruned, split, criterion, pruning.macs_reduction, skip)
+    return {"ratios": {layer: ratio for layer, ratio in ratios.items() if ratio}, "skip": skip}
 
 
 def _plans(task):
@@ -228,7 +243,7 @@ def norms(unpruned, plans):
         stage = stages.setdefault(f"{block[1]}, first convolutions", {"before": []})
         stage["before"] += lengths.tolist()
         for name, plan in plans.items():
-            if name.endswith(("-every", "-first")):
+            if name.endswith(WIDTHS):
                 stage.setdefault(name, []).extend(lengths[plan.kept[layer.name]].tolist())
     return stages
 

@@ -7,7 +7,7 @@ from keras import layers
 
 from tfcompress.graph import copy_model
 from tfcompress.keras2 import tf_keras, tfmot
-from tfcompress.outputs import as_logits, ends_in_softmax, trainable_logits, with_softmax
+from tfcompress.outputs import as_logits, divergence, ends_in_softmax, trainable_logits, with_softmax
 
 
 def functional(*end):
@@ -138,3 +138,12 @@ def test_what_is_no_classifier_is_refused():
         as_logits(keras.Model([a, b], layers.Dense(2)(layers.Add()([a, b]))))
     with pytest.raises(ValueError, match="not built"):
         as_logits(keras.Sequential([layers.Dense(3)]))
+
+
+def test_divergence_is_that_of_kullback_and_leibler():
+    certain, undecided = np.log([[0.9, 0.1], [0.2, 0.8]]), np.zeros((2, 2))
+    expected = np.mean([0.9 * np.log(1.8) + 0.1 * np.log(0.2), 0.2 * np.log(0.4) + 0.8 * np.log(1.6)])
+    assert divergence(certain, undecided) == pytest.approx(expected)
+    # Logits mean the same, whatever is added to all of an example's.
+    assert divergence(certain, certain + np.array([[5], [-1000]])) == pytest.approx(0, abs=1e-12)
+    assert divergence(undecided, certain) > expected

@@ -3,6 +3,7 @@
 import sys
 
 import keras
+import numpy as np
 from keras import layers
 
 from tfcompress.errors import listed
@@ -115,6 +116,22 @@ def check_classifier(model):
             f"Received: {model.name!r} with output shape {tuple(model.outputs[0].shape)}. Two classes are two outputs, "
             "with a softmax."
         )
+
+
+def divergence(reference, logits):
+    """Mean Kullback-Leibler divergence of softmax(logits) from softmax(reference), in nats.
+
+    Args:
+        reference: (N, classes) logits of the baseline.
+        logits: (N, classes) logits of another network for the same examples.
+    """
+    p, q = (_log_softmax(np.asarray(values, "float64")) for values in (reference, logits))
+    return max(0.0, float((np.exp(p) * (p - q)).sum(-1).mean()))
+
+
+def _log_softmax(logits):
+    logits = logits - logits.max(-1, keepdims=True)
+    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
 
 def _last(model):

@@ -5,7 +5,6 @@ import functools
 import json
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 
 import tfcompress
@@ -79,15 +78,6 @@ def measured(tmp_path, monkeypatch):
         return json.loads((task.result_directory / "record.json").read_text())
 
     return record
-
-
-def test_divergence_is_that_of_kullback_and_leibler():
-    certain, undecided = np.log([[0.9, 0.1], [0.2, 0.8]]), np.zeros((2, 2))
-    expected = np.mean([0.9 * np.log(1.8) + 0.1 * np.log(0.2), 0.2 * np.log(0.4) + 0.8 * np.log(1.6)])
-    assert measure.divergence(certain, undecided) == pytest.approx(expected)
-    # Logits mean the same, whatever is added to all of an example's.
-    assert measure.divergence(certain, certain + np.array([[5], [-1000]])) == pytest.approx(0, abs=1e-12)
-    assert measure.divergence(undecided, certain) > expected
 
 
 def test_chosen_variants_are_added_to_the_record(measured):

@@ -32,9 +32,9 @@ def test_resnet110_macs_as_papers_count_and_as_they_are(rate, papers, first, eve
 def test_names_of_variants():
     pruning = parse("distribution_fit_b-macs62-first-nodistill")
     assert (pruning.criterion.method, pruning.macs_reduction) == ("wasserstein", 0.62)
-    assert (pruning.first_only, pruning.options) == (True, {"nodistill"})
+    assert (pruning.widths, pruning.options) == ("first", {"nodistill"})
     plain = parse("l2-macs70-every")
-    assert (plain.criterion.name, plain.first_only, plain.options) == ("l2", False, frozenset())
+    assert (plain.criterion.name, plain.widths, plain.options) == ("l2", "every", frozenset())
     every = ("nodistill", "soft", "cutout", "cutmix", "long")
     assert parse("-".join(("l2-macs62-every", *every))).options == set(every)
 

@@ -4,9 +4,12 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
+from law import lifelike
 
-from tfcompress import prune_channels
+from tfcompress import ChannelGraph, prune_channels, recalibrate
 from tfcompress.models import resnet
+from tfcompress.outputs import divergence, with_softmax
+from tfcompress.surgery import budget
 from tfcompress.surgery.sensitivity import Sensitivity, sensitivity
 
 
@@ -79,6 +82,65 @@ def test_what_is_no_classifier_or_would_see_black_images_is_refused():
     assert sensitivity(whole, pixels, classes, ["a"], (0.5,)).baseline == 1.0
 
 
+def test_it_measures_the_networks_that_surgery_makes():
+    """On a residual network with statistics that matter, whether it returns logits or probabilities."""
+    rng = np.random.default_rng(0)
+    x, y = rng.random((48, 16, 16, 3), "float32"), rng.integers(0, 10, 48)
+    model = lifelike(resnet(8, input_shape=(16, 16, 3)), [x])
+    groups = [group.name.partition("#")[0] for group in ChannelGraph(model).groups]
+    layers = ["conv1", "stage2_block1_conv1"]
+    result = sensitivity(model, x, y, layers, (0.5,), "l2")
+    for layer, curve in result.divergence.items():
+        pruned, _ = prune_channels(model, "l2", ratios={**dict.fromkeys(groups, 0.0), layer: 0.5})
+        logits = recalibrate(pruned, x, 48).predict(x, verbose=0)
+        assert curve[0.5] == pytest.approx(divergence(model.predict(x, verbose=0), logits), rel=1e-3, abs=1e-5)
+        assert curve[0.5] > 1e-3
+        assert result.accuracy[layer][0.5] == np.mean(logits.argmax(-1) == y)
+    probabilities = sensitivity(with_softmax(model), x, y, ["conv1"], (0.5,), "l2").divergence["conv1"][0.5]
+    assert probabilities == pytest.approx(result.divergence["conv1"][0.5], rel=1e-3)
+
+
+def test_what_costs_least_for_what_it_saves_goes_first(classifier, measured):
+    """ "idle" feeds nothing, "busy" carries the answer; each holds as many parameters."""
+    model = classifier[0]
+    _, plan = prune_channels(model, params_reduction=0.18, scope=measured)
+    assert (len(plan.kept["busy"]), len(plan.kept["idle"])) == (8, 5)
+    _, plan = prune_channels(model, ratio=0.25, scope=measured)
+    assert (len(plan.kept["busy"]), len(plan.kept["idle"])) == (8, 4)
+    # Beyond the largest ratio that was measured nothing is known, and all that was measured goes before.
+    _, plan = prune_channels(model, ratio=0.5, scope=measured)
+    assert (len(plan.kept["busy"]), len(plan.kept["idle"])) == (4, 4)
+    _, plan = prune_channels(model, ratio=0.2, scope=Sensitivity(1.0, {}, {"busy": {0.5: 1.0}}))
+    assert (len(plan.kept["busy"]), len(plan.kept["idle"])) == (6, 8)
+    with pytest.raises(ValueError, match=r"cannot be reached: the most is 0\.0%"):
+        prune_channels(model, params_reduction=0.5, scope=Sensitivity(1.0, {}, {}))
+    with pytest.raises(ValueError, match="layer that the model does not have: 'lazy'"):
+        prune_channels(model, ratio=0.2, scope=Sensitivity(1.0, {}, {"lazy": {0.5: 1.0}}))
+
+
+def test_damage_is_read_as_convex():
+    """What rises early and is flat later costs the same for every channel; a steep end comes last."""
+    group = [None] * 10
+    early, late = {0.1: 0.8, 0.5: 1.0}, {0.4: 0.0, 0.5: 0.3}
+    steps = budget.steps_by_damage([group, group], {0: early, 1: late}, {0: 1.0, 1: 1.0}, round_to=1)
+    assert [(step.group, step.count) for step in steps[:10]] == [
+        *((1, 9), (1, 8), (1, 7), (1, 6)),
+        *((0, 9), (0, 8), (0, 7), (0, 6), (0, 5)),
+        (1, 5),
+    ]
+    assert [step.key for step in steps[:10]] == pytest.approx([0] * 4 + [2] * 5 + [3])
+    assert {step.key for step in steps[10:]} == {np.inf}
+    # Where the second saves twice as much, its end is cheaper; widths of a multiple of 5 take both parts of its curve.
+    steps = budget.steps_by_damage([group, group], {0: early, 1: late}, {0: 1.0, 1: 2.0}, round_to=5)
+    assert [(step.group, step.count, step.key) for step in steps] == [(1, 5, pytest.approx(0.3)), (0, 5, 2.0)]
+
+
+def test_they_survive_json(measured):
+    assert Sensitivity.from_json(measured.to_json()) == measured
+    with pytest.raises(ValueError, match=r"no sensitivities as `to_json` writes them: KeyError"):
+        Sensitivity.from_json('{"baseline": 1}')
+
+
 def test_chosen_layers_of_a_network_with_zero_padded_shortcuts():
     x = np.zeros((2, 32, 32, 3), "float32")
     result = sensitivity(resnet(8), x, np.zeros(2), layers=["conv1", "stage2_block1_conv2"], ratios=(0.5,))
@@ -87,4 +149,4 @@ def test_chosen_layers_of_a_network_with_zero_padded_shortcuts():
 
 
 def test_a_drop_of_just_as_much_is_harmless():
-    assert Sensitivity(0.8, {"a": {0.1: 0.7, 0.5: 0.69}}).ratios(0.1) == {"a": 0.1}  # 0.8 - 0.1 > 0.7 in floats
+    assert Sensitivity(0.8, {"a": {0.1: 0.7, 0.5: 0.69}}, {}).ratios(0.1) == {"a": 0.1}  # 0.8 - 0.1 > 0.7 in floats

@@ -57,6 +57,49 @@ def steps_by_score(scores, free, round_to):
     return sorted(steps, key=lambda step: step.key)
 
 
+def steps_by_damage(groups, curves, savings, round_to):
+    """The steps of least damage for what they save, by curves of the damage that each group's pruning alone does.
+
+    A curve is read as its lower convex hull, on which every further channel of a group does at least the damage of the
+    one before. Beyond the last measured fraction all other steps come first.
+
+    Args:
+        groups: the groups of the graph.
+        curves: {index of a group that may shrink: {ratio: damage}}.
+        savings: {group index: what the network saves with all channels of the group removed}.
+        round_to: what the kept numbers of channels are multiples of.
+    """
+    steps = []
+    for index, curve in curves.items():
+        size = len(groups[index])
+        by_one = steps_by_ratio(groups, [index], 1)
+        points = {size: 0.0}
+        points |= {counts_at_ratio({index: size}, by_one, ratio)[index]: curve[ratio] for ratio in sorted(curve)}
+        counts, damages = lower_hull(sorted(points.items()))
+        key = 0.0
+        for a, b in itertools.pairwise(allowed_counts(size, round_to)):
+            damage = np.subtract(*np.interp([b, a], counts, damages)) if b >= counts[0] else np.inf
+            # The keys of a convex curve ascend, but for rounding.
+            key = max(key, float(damage) * size / (savings[index] * (a - b)))
+            steps.append((1 - (a + b) / (2 * size), Step(key, index, b)))
+    # Of equal ones, the least that its group has lost.
+    return [step for _, step in sorted(steps, key=lambda item: (item[1].key, item[0]))]
+
+
+def lower_hull(points):
+    """The x and the y of the vertices of the lower convex hull of points in ascending order of x."""
+    hull = []
+    for x, y in points:
+        while len(hull) > 1 and _slope(*hull[-2], *hull[-1]) >= _slope(*hull[-1], x, y):
+            hull.pop()
+        hull.append((x, y))
+    return np.transpose(hull)
+
+
+def _slope(x, y, next_x, next_y):
+    return (next_y - y) / (next_x - x)
+
+
 def counts_at_ratio(counts, steps, ratio):
     """The counts after all steps up to a ratio."""
     counts = dict(counts)

@@ -1,18 +1,22 @@
-"""How much accuracy each layer costs when only it is pruned (Li et al. 2017, section 3.2)."""
+"""What each layer costs when only it is pruned (Li et al. 2017, section 3.2)."""
 
+import json
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from tfcompress import criteria
 from tfcompress.datasets.arrays import as_classes
 from tfcompress.files import replacing
-from tfcompress.graph import as_inputs
-from tfcompress.outputs import check_classifier
+from tfcompress.graph import as_inputs, copy_model
+from tfcompress.outputs import check_classifier, divergence, ends_in_softmax
 from tfcompress.profiling import table
 from tfcompress.surgery.channel_graph import ChannelGraph
-from tfcompress.surgery.prune import prune_channels
+from tfcompress.surgery.chooser import Chooser, first_layer, fixed_counts
+from tfcompress.surgery.recalibration import recalibrate
 
 RATIOS = (0.1, 0.3, 0.5, 0.7, 0.9)
+RECALIBRATED = 512  # examples that BatchNorm statistics are measured on
 
 
 @dataclass(frozen=True)
@@ -22,10 +26,13 @@ class Sensitivity:
     Attributes:
         baseline: accuracy of the whole network, in [0, 1].
         accuracy: {layer name: {ratio: accuracy with only this layer, and those coupled to it, pruned}}.
+        divergence: {layer name: {ratio: mean Kullback-Leibler divergence of the probabilities of that network from
+            those of the whole one, in nats}}. It tells layers apart whose accuracy is the same.
     """
 
     baseline: float
     accuracy: dict = field(hash=False)
+    divergence: dict = field(hash=False)
 
     def ratios(self, max_drop):
         """The largest measured ratio of each layer that costs at most `max_drop` of accuracy (a fraction, alone).
@@ -38,6 +45,30 @@ class Sensitivity:
             harmless = [ratio for ratio, accuracy in curve.items() if accuracy >= self.baseline - max_drop - 1e-9]
             chosen[layer] = max(harmless, default=0.0)
         return chosen
+
+    def to_json(self):
+        """The measurements as a JSON string."""
+        return json.dumps(vars(self))
+
+    @classmethod
+    def from_json(cls, text):
+        """The measurements from `to_json`'s string.
+
+        Raises:
+            ValueError: it holds none, or damaged ones.
+        """
+        try:
+            data = json.loads(text)
+            curves = [
+                {
+                    layer: {float(ratio): float(value) for ratio, value in curve.items()}
+                    for layer, curve in data[name].items()
+                }
+                for name in ("accuracy", "divergence")
+            ]
+            return cls(float(data["baseline"]), *curves)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"These are no sensitivities as `to_json` writes them: {error!r}") from error
 
     def plot(self, path):
         """Draws accuracy over ratio, one line per layer, into an image file."""
@@ -62,7 +93,9 @@ class Sensitivity:
 
 
 def sensitivity(model, x, y, layers=None, ratios=RATIOS, criterion="l1", skip=(), batch_size=256):
-    """Measures the accuracy of a classifier after pruning one layer at a time, without fine-tuning.
+    """Measures what a classifier loses when one layer at a time is pruned, without fine-tuning.
+
+    BatchNorm statistics are measured anew each time, as `recalibrate` does.
 
     Args:
         model: a Sequential or functional classifier (logits or probabilities).
@@ -81,22 +114,55 @@ def sensitivity(model, x, y, layers=None, ratios=RATIOS, criterion="l1", skip=()
     Raises:
         ValueError: a model that is no classifier with one input, no examples, or fractions for a model that takes
             integers.
+
+    Example:
+
+    ```python
+    measured = sensitivity(model, x, y, criterion="l2")
+    smaller, plan = prune_channels(model, "l2", macs_reduction=0.5, scope=measured)
+    ```
     """
     check_classifier(model)
     (x,), y = as_inputs(model, x), as_classes(y)
     if not len(y):
         raise ValueError("sensitivity needs examples. Received: none")
-    firsts = dict.fromkeys(next(iter(group.positions)) for group in ChannelGraph(model, skip).groups)
-    accuracy = {}
+    graph = ChannelGraph(model, skip)
+    chooser = Chooser(graph, criteria.get(criterion), round_to=1)
+    whole = {index: len(group) for index, group in enumerate(graph.groups)}
+    firsts = dict.fromkeys(first_layer(group) for group in graph.groups)
+    network = copy_model(model)
+    reference = _logits(network, x, batch_size)
+    accuracy, damage = {}, {}
     for layer in layers or firsts:
         # Where a layer holds several groups, those that another layer stands for are measured there.
         others = dict.fromkeys(firsts, 0.0) if layer in firsts else {}
-        accuracy[layer] = {}
+        accuracy[layer], damage[layer] = {}, {}
         for ratio in ratios:
-            pruned, _ = prune_channels(model, criterion, ratios={**others, layer: ratio}, skip=skip)
-            accuracy[layer][ratio] = _accuracy(pruned, x, y, batch_size)
-    return Sensitivity(_accuracy(model, x, y, batch_size), accuracy)
+            counts = {**whole, **fixed_counts(graph, {**others, layer: ratio}, round_to=1)}
+            _silence(network, graph, chooser.alive(counts))
+            recalibrate(network, x[:RECALIBRATED], batch_size)
+            logits = _logits(network, x, batch_size)
+            accuracy[layer][ratio] = _accuracy(logits, y)
+            damage[layer][ratio] = divergence(reference, logits)
+    return Sensitivity(_accuracy(reference, y), accuracy, damage)
 
 
-def _accuracy(model, x, y, batch_size):
-    return float(np.mean(model.predict(x, batch_size, verbose=0).argmax(axis=-1) == y))
+def _silence(network, graph, alive):
+    """Gives a copy of the graph's model its weights, with zeros where surgery would cut: it computes the same."""
+    for variable, original in zip(network.weights, graph.model.weights, strict=True):
+        values = np.array(original)
+        for axis, kept in graph.indices(original, alive).items():
+            removed = np.ones(values.shape[axis], bool)
+            removed[kept] = False
+            np.moveaxis(values, axis, 0)[removed] = 0
+        variable.assign(values)
+
+
+def _logits(model, x, batch_size):
+    outputs = model.predict(x, batch_size, verbose=0)
+    # The logarithms of probabilities are logits.
+    return np.log(np.maximum(outputs, np.finfo("float32").tiny)) if ends_in_softmax(model) else outputs
+
+
+def _accuracy(logits, y):
+    return float(np.mean(logits.argmax(axis=-1) == y))
