@@ -95,7 +95,7 @@ def _parser():
         "sensitivity",
         _sensitivity,
         "accuracy after pruning one layer at a time, without training",
-        "model.keras --data images.npz --plot sensitivity.png",
+        "model.keras --data images.npz --plot sensitivity.png -o sensitivity.json",
     )
     sub.add_argument("model", metavar="MODEL", help=_MODEL)
     _add_data(sub)
@@ -107,6 +107,7 @@ def _parser():
     )
     sub.add_argument("--images", type=int, default=2000, help="held-out images to measure on (default: 2000)")
     sub.add_argument("--plot", help="image file to draw the curves into")
+    sub.add_argument("-o", "--output", help="file for tfcompress prune --scope, .json")
 
     sub = command(
         "prune",
@@ -125,7 +126,10 @@ def _parser():
         help="fraction of the parameters to remove; with --macs-reduction, the ratio changes with depth to reach both",
     )
     sub.add_argument(
-        "--scope", choices=("layer", "global"), default="layer", help="same ratio everywhere, or all compete"
+        "--scope",
+        default="layer",
+        help="layer: same ratio everywhere (default); global: all compete; or the .json of tfcompress sensitivity: "
+        "what does least damage goes first",
     )
     sub.add_argument("--round-to", type=int, default=1, help="kept widths are multiples of this (default: 1)")
     _add_skip(sub)
@@ -334,9 +338,11 @@ def _groups(options):
 def _sensitivity(options):
     import tfcompress as tfc
     from tfcompress.datasets.arrays import as_float, sample
+    from tfcompress.files import write_text
 
     if options.plot:
         _in_a_folder(options.plot)
+    output = options.output and _output(options.output, ".json")
     model, data = _model_and_data(options)
     x, y = sample(options.images, *data.validation)
     arguments = {"ratios": options.ratios} if options.ratios else {}
@@ -347,17 +353,35 @@ def _sensitivity(options):
     if options.plot:
         result.plot(options.plot)
         print(f"written: {options.plot}")
+    if output:
+        print(f"written: {write_text(output, result.to_json())}")
 
 
 def _prune(options):
     import tfcompress as tfc
     from tfcompress.files import write_text
 
+    if options.scope not in ("layer", "global"):
+        options.scope = _sensitivity_in(options.scope)
     names = ("criterion", "ratio", "macs_reduction", "params_reduction", "scope", "round_to", "skip")
     plan = _shrink(options, "smaller model (-o small.keras)", names, tfc.prune_channels, tfc.plan_pruning)
     if not options.dry_run:
         path = _output(options.output, ".keras").with_suffix(".plan.json")
         print(f"written: {write_text(path, plan.to_json())}")
+
+
+def _sensitivity_in(path):
+    import pathlib
+
+    from tfcompress.surgery.sensitivity import Sensitivity
+
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise CommandError(f"--scope is layer, global, or a file of `tfcompress sensitivity -o`. Received: {path}")
+    try:
+        return Sensitivity.from_json(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _factorize(options):

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import re
 import resource
 import subprocess
 import sys
@@ -308,8 +309,11 @@ def test_step_by_step(files, capsys):
     assert code == 0 and "SNR (dB)" in out
     code, out, _ = run(capsys, "benchmark", int8)
     assert code == 0 and "median (ms)" in out
-    code, out, _ = run(capsys, "sensitivity", model, *data, "--ratios", "0.5", "--layers", "conv2")
-    assert code == 0 and "conv2" in out and "-50%" in out
+    curves = files / "curves.json"
+    code, out, _ = run(capsys, "sensitivity", model, *data, "--ratios", "0.5", "--layers", "conv2", "-o", curves)
+    assert code == 0 and "conv2" in out and "-50%" in out and f"written: {curves}" in out
+    code, out, _ = run(capsys, "prune", model, "--ratio", "0.25", "--scope", curves, "--dry-run")
+    assert code == 0 and re.search(r"conv1 +whole", out) and re.search(r"conv2 +\d+ +\d+ +25\.0%", out)
 
 
 def test_what_chooses_nothing_takes_one_image_of_each_class(files, digits, capsys, tmp_path):
@@ -435,6 +439,8 @@ def test_arrays_without_the_last_class_still_name_every_output(model, data, tmp_
         (["prune", "{model}", "--ratio", "0.5"], 2, "-o small.keras"),
         (["prune", "{model}", "--ratio", "1.5", "--dry-run"], 1, "ratio must be in (0, 1)"),
         (["prune", "{model}", "--ratio", "0.5", "--skip", "conv3", "--dry-run"], 1, "conv"),
+        (["prune", "{model}", "--ratio", "0.5", "--scope", "world", "--dry-run"], 2, "Received: world"),
+        (["prune", "{model}", "--ratio", "0.5", "--scope", "{model}", "--dry-run"], 1, "are no sensitivities"),
         (["prune", "{model}", "--ratio", "0.5", "-o", "small.h5"], 2, "the output is a .keras file"),
         (["factorize", "{model}", "--energy", "0.5"], 2, "-o thin.keras"),
         (["factorize", "{model}", "--energy", "2", "--dry-run"], 1, "energy must be a number in (0, 1)"),

@@ -86,7 +86,7 @@ def test_it_measures_the_networks_that_surgery_makes():
     """On a residual network with statistics that matter, whether it returns logits or probabilities."""
     rng = np.random.default_rng(0)
     x, y = rng.random((48, 16, 16, 3), "float32"), rng.integers(0, 10, 48)
-    model = lifelike(resnet(8, input_shape=(16, 16, 3)), [x])
+    model = recalibrate(lifelike(resnet(8, input_shape=(16, 16, 3)), [x]), x, 48)
     groups = [group.name.partition("#")[0] for group in ChannelGraph(model).groups]
     layers = ["conv1", "stage2_block1_conv1"]
     result = sensitivity(model, x, y, layers, (0.5,), "l2")

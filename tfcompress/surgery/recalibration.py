@@ -42,17 +42,29 @@ def recalibrate(model, x, batch_size=32):
     return model
 
 
+def run_on_statistics_of_batch(call):
+    """Calls an operation of a model, for `walk`: a BatchNorm, unless it is frozen, as in training, all else not."""
+    layer = call.operation
+    if _is_recalibrated(layer):
+        return [layer(*call.args, **{**call.kwargs, "training": True})]
+    # The call has the layer's own default, which is to be in training for layers of augmentation.
+    inference = {"training": False} if getattr(layer, "_call_has_training_arg", False) else {}
+    return keras.tree.flatten(layer(*call.args, **{**call.kwargs, **inference}))
+
+
+def _is_recalibrated(layer):
+    return isinstance(layer, layers.BatchNormalization) and layer.trainable
+
+
 def _run(call, seen, count):
     layer = call.operation
-    if not isinstance(layer, layers.BatchNormalization) or not layer.trainable:
-        # The call has the layer's own default, which is to be in training for layers of augmentation.
-        inference = {"training": False} if getattr(layer, "_call_has_training_arg", False) else {}
-        return keras.tree.flatten(layer(*call.args, **{**call.kwargs, **inference}))
+    if not _is_recalibrated(layer):
+        return run_on_statistics_of_batch(call)
     own, renorm = layer.momentum, layer.renorm
     layer.momentum, layer.renorm = seen[id(layer)] / (seen[id(layer)] + count), False
     seen[id(layer)] += count
     try:
-        return [layer(*call.args, **{**call.kwargs, "training": True})]
+        return run_on_statistics_of_batch(call)
     finally:
         layer.momentum, layer.renorm = own, renorm
         if renorm:  # batch renormalization keeps copies of its own

@@ -1,22 +1,23 @@
 """What each layer costs when only it is pruned (Li et al. 2017, section 3.2)."""
 
 import json
+import math
 from dataclasses import dataclass, field
 
+import keras
 import numpy as np
 
 from tfcompress import criteria
 from tfcompress.datasets.arrays import as_classes
 from tfcompress.files import replacing
-from tfcompress.graph import as_inputs, copy_model
+from tfcompress.graph import as_inputs, copy_model, walk
 from tfcompress.outputs import check_classifier, divergence, ends_in_softmax
 from tfcompress.profiling import table
 from tfcompress.surgery.channel_graph import ChannelGraph
 from tfcompress.surgery.chooser import Chooser, first_layer, fixed_counts
-from tfcompress.surgery.recalibration import recalibrate
+from tfcompress.surgery.recalibration import run_on_statistics_of_batch
 
 RATIOS = (0.1, 0.3, 0.5, 0.7, 0.9)
-RECALIBRATED = 512  # examples that BatchNorm statistics are measured on
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class Sensitivity:
 def sensitivity(model, x, y, layers=None, ratios=RATIOS, criterion="l1", skip=(), batch_size=256):
     """Measures what a classifier loses when one layer at a time is pruned, without fine-tuning.
 
-    BatchNorm statistics are measured anew each time, as `recalibrate` does.
+    BatchNorms take the statistics of each batch, as after `recalibrate`, in the whole network, too.
 
     Args:
         model: a Sequential or functional classifier (logits or probabilities).
@@ -130,7 +131,9 @@ def sensitivity(model, x, y, layers=None, ratios=RATIOS, criterion="l1", skip=()
     chooser = Chooser(graph, criteria.get(criterion), round_to=1)
     whole = {index: len(group) for index, group in enumerate(graph.groups)}
     firsts = dict.fromkeys(first_layer(group) for group in graph.groups)
-    network = copy_model(model)
+    network = _Recalibrated(copy_model(model))
+    # Of one size, so that no batch is too small for statistics.
+    batch_size = math.ceil(len(y) / math.ceil(len(y) / batch_size))
     reference = _logits(network, x, batch_size)
     accuracy, damage = {}, {}
     for layer in layers or firsts:
@@ -139,8 +142,7 @@ def sensitivity(model, x, y, layers=None, ratios=RATIOS, criterion="l1", skip=()
         accuracy[layer], damage[layer] = {}, {}
         for ratio in ratios:
             counts = {**whole, **fixed_counts(graph, {**others, layer: ratio}, round_to=1)}
-            _silence(network, graph, chooser.alive(counts))
-            recalibrate(network, x[:RECALIBRATED], batch_size)
+            _silence(network.network, graph, chooser.alive(counts))
             logits = _logits(network, x, batch_size)
             accuracy[layer][ratio] = _accuracy(logits, y)
             damage[layer][ratio] = divergence(reference, logits)
@@ -161,7 +163,19 @@ def _silence(network, graph, alive):
 def _logits(model, x, batch_size):
     outputs = model.predict(x, batch_size, verbose=0)
     # The logarithms of probabilities are logits.
-    return np.log(np.maximum(outputs, np.finfo("float32").tiny)) if ends_in_softmax(model) else outputs
+    return np.log(np.maximum(outputs, np.finfo("float32").tiny)) if ends_in_softmax(model.network) else outputs
+
+
+class _Recalibrated(keras.Model):
+    """A network whose BatchNorms, but for frozen ones, take the statistics of each batch; all else is inference."""
+
+    def __init__(self, network):
+        super().__init__(name="recalibrated")
+        self.network = network
+
+    def call(self, inputs):
+        (output,) = walk(self.network, [inputs], run_on_statistics_of_batch)
+        return output
 
 
 def _accuracy(logits, y):
