@@ -343,7 +343,7 @@ def _sensitivity(task, model, x, y, criterion, skip):
     if path.exists():
         return Sensitivity.from_json(path.read_text())
     print(f"   measuring what pruning each layer does, on {len(x)} held-out images", flush=True)
-    measured = sensitivity(model, x, y, ratios=PROBED, criterion=criterion, skip=skip)
+    measured = sensitivity(model, x, y, ratios=PROBED, criterion=criterion, skip=skip, verbose=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, measured.to_json())
     return measured

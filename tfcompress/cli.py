@@ -346,9 +346,8 @@ def _sensitivity(options):
     model, data = _model_and_data(options)
     x, y = sample(options.images, *data.validation)
     arguments = {"ratios": options.ratios} if options.ratios else {}
-    result = tfc.sensitivity(
-        model, as_float(x), y, layers=options.layers, criterion=options.criterion, skip=options.skip, **arguments
-    )
+    chosen = {"layers": options.layers, "criterion": options.criterion, "skip": options.skip}
+    result = tfc.sensitivity(model, as_float(x), y, verbose=True, **chosen, **arguments)
     print(result)
     if options.plot:
         result.plot(options.plot)

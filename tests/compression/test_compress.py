@@ -310,7 +310,8 @@ def test_step_by_step(files, capsys):
     code, out, _ = run(capsys, "benchmark", int8)
     assert code == 0 and "median (ms)" in out
     curves = files / "curves.json"
-    code, out, _ = run(capsys, "sensitivity", model, *data, "--ratios", "0.5", "--layers", "conv2", "-o", curves)
+    code, out, err = run(capsys, "sensitivity", model, *data, "--ratios", "0.5", "--layers", "conv2", "-o", curves)
+    assert "measured 1 of 1 layers: conv2" in err
     assert code == 0 and "conv2" in out and "-50%" in out and f"written: {curves}" in out
     code, out, _ = run(capsys, "prune", model, "--ratio", "0.25", "--scope", curves, "--dry-run")
     assert code == 0 and re.search(r"conv1 +whole", out) and re.search(r"conv2 +\d+ +\d+ +25\.0%", out)

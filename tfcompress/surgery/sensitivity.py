@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from dataclasses import dataclass, field
 
 import keras
@@ -93,7 +94,7 @@ class Sensitivity:
         return f"accuracy of the whole network: {self.baseline:.2%}\n{table(header, rows)}"
 
 
-def sensitivity(model, x, y, layers=None, ratios=RATIOS, criterion="l1", skip=(), batch_size=256):
+def sensitivity(model, x, y, layers=None, ratios=RATIOS, criterion="l1", skip=(), batch_size=256, verbose=False):
     """Measures what a classifier loses when one layer at a time is pruned, without fine-tuning.
 
     BatchNorms take the statistics of each batch, as after `recalibrate`, in the whole network, too.
@@ -108,6 +109,7 @@ def sensitivity(model, x, y, layers=None, ratios=RATIOS, criterion="l1", skip=()
         criterion: as for `prune_channels`.
         skip: as for `prune_channels`.
         batch_size: examples per batch of prediction.
+        verbose: whether stderr shows how far it is.
 
     Returns:
         A `Sensitivity`.
@@ -136,7 +138,7 @@ def sensitivity(model, x, y, layers=None, ratios=RATIOS, criterion="l1", skip=()
     batch_size = math.ceil(len(y) / math.ceil(len(y) / batch_size))
     reference = _logits(network, x, batch_size)
     accuracy, damage = {}, {}
-    for layer in layers or firsts:
+    for number, layer in enumerate(layers or firsts, 1):
         # Where a layer holds several groups, those that another layer stands for are measured there.
         others = dict.fromkeys(firsts, 0.0) if layer in firsts else {}
         accuracy[layer], damage[layer] = {}, {}
@@ -146,6 +148,8 @@ def sensitivity(model, x, y, layers=None, ratios=RATIOS, criterion="l1", skip=()
             logits = _logits(network, x, batch_size)
             accuracy[layer][ratio] = _accuracy(logits, y)
             damage[layer][ratio] = divergence(reference, logits)
+        if verbose:
+            print(f"measured {number} of {len(layers or firsts)} layers: {layer}", file=sys.stderr, flush=True)
     return Sensitivity(_accuracy(reference, y), accuracy, damage)
 
 
