@@ -22,8 +22,7 @@ CUTMIX = 0.5  # of the images of a fine-tuning with it
 OPTIONS = ("nodistill", "soft", "cutout", "cutmix", "long", "iterative")
 LARGEST_SHIPPED = 10_000_000  # bytes of weights in the results
 STEPS = 4  # of iterative pruning
-ROUNDS = 2  # of measuring what pruning each layer does, and pruning by it
-PROBES = 512  # held-out images that it is measured on
+PROBES = 512  # held-out images that tell what pruning one layer does
 PROBED = (0.25, 0.5, 0.75, 0.9)  # fractions of a layer's channels
 PRECISIONS = ("float32", "mixed_bfloat16")  # those of TrainingConfig; to ask it would load Keras for --help
 
@@ -310,43 +309,30 @@ def _shares(unpruned, steps, epochs, *, ratios, skip):
 def sensitive_ratios(task, unpruned, split, criterion, macs_reduction, skip):
     """What each layer loses where what does the least damage for the MACs it saves goes first.
 
-    The damage is measured on held-out images, layer by layer, and again on the network that has lost a part: one of
-    several layers that can each be spared is not always spared together with the others.
-
-    Args: as for `prune_channels`. The measurements are kept beside the runs, for all seeds.
+    Args: as for `prune_channels`. The damage is measured on held-out images and kept beside the runs, for all seeds and
+        reductions.
 
     Returns:
         {layer name: fraction of its channels that goes}.
     """
-    from tfcompress import prune_channels, recalibrate
-
-    x, y = (array[:PROBES] for array in split.validation)
-    model, plan = unpruned, None
-    for number in range(1, ROUNDS + 1):
-        before = 1 - plan.macs_reduction if plan else 1.0
-        now = 1 - (1 - macs_reduction) ** (number / ROUNDS) / before
-        measured = _sensitivity(task, model, x, y, criterion, skip)
-        model, narrower = prune_channels(model, criterion, macs_reduction=now, scope=measured, skip=skip)
-        recalibrate(model, x, batch_size=128)
-        plan = plan.then(narrower) if plan else narrower
-    return {layer: 1 - len(kept) / plan.widths[layer] for layer, kept in plan.kept.items()}
-
-
-def _sensitivity(task, model, x, y, criterion, skip):
-    """The `Sensitivity` of a network, from the file of an earlier run if there is one."""
-    from tfcompress import sensitivity
+    from tfcompress import plan_pruning, sensitivity
     from tfcompress.surgery.sensitivity import Sensitivity
     from tfcompress.training.checkpoint import digest
 
+    x, y = (array[:PROBES] for array in split.validation)
     probed = repr((PROBED, criterion.name, vars(criterion), skip))
-    path = task.workdir / "sensitivity" / f"{digest([*model.get_weights(), x, y, np.array(probed)])[:16]}.json"
+    path = task.workdir / "sensitivity" / f"{digest([*unpruned.get_weights(), x, y, np.array(probed)])[:16]}.json"
     if path.exists():
-        return Sensitivity.from_json(path.read_text())
-    print(f"   measuring what pruning each layer does, on {len(x)} held-out images", flush=True)
-    measured = sensitivity(model, x, y, ratios=PROBED, criterion=criterion, skip=skip, verbose=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, measured.to_json())
-    return measured
+        measured = Sensitivity.from_json(path.read_text())
+    else:
+        print(f"   measuring what pruning each layer does, on {len(x)} held-out images", flush=True)
+        measured = sensitivity(unpruned, x, y, ratios=PROBED, criterion=criterion, skip=skip, verbose=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, measured.to_json())
+    plan = plan_pruning(unpruned, criterion, macs_reduction=macs_reduction, scope=measured, skip=skip)
+    return {
+        layer: 1 - len(kept) / plan.widths[layer] for layer, kept in plan.kept.items() if len(kept) < plan.widths[layer]
+    }
 
 
 def _pruned(unpruned, criterion, budget, images, directory):

@@ -194,7 +194,7 @@ def _budget(task, unpruned, split, pruning):
     criterion = criteria.DistributionFit(METHODS["a"])
     with task.stage("sensitivity"):
         ratios = filters.sensitive_ratios(task, unpruned, split, criterion, pruning.macs_reduction, skip)
-    return {"ratios": {layer: ratio for layer, ratio in ratios.items() if ratio}, "skip": skip}
+    return {"ratios": ratios, "skip": skip}
 
 
 def _plans(task):

@@ -223,11 +223,10 @@ def test_sensitive_layers_are_spared_by_all_criteria_alike(tmp_path, rng, capsys
     held_out = rng.random((64, 32, 32, 3), "float32"), rng.integers(0, 10, 64)
     arguments = _task(tmp_path), model, Split(None, held_out, None), tfc.criteria.get("l2"), 0.3, streams(model)
     ratios = filters.sensitive_ratios(*arguments)
-    assert capsys.readouterr().out.count("measuring") == filters.ROUNDS
-    assert ratios["stage2_block1_conv1"] == 1 - 1 / 32 > 2 * ratios["stage1_block1_conv1"] > 0
-    assert {ratios[name] for name in ("conv1", "stage1_block1_conv2", "logits")} == {0}
-    chosen = {layer: ratio for layer, ratio in ratios.items() if ratio}
-    plans = [tfc.plan_pruning(model, name, ratios=chosen, skip=streams(model)) for name in ("l2", "geometric_median")]
+    assert capsys.readouterr().out.count("measuring") == 1
+    assert ratios["stage2_block1_conv1"] == 1 - 3 / 32 > 2 * ratios["stage1_block1_conv1"] > 0
+    assert ratios.keys() <= {f"stage{stage}_block1_conv1" for stage in (1, 2, 3)}
+    plans = [tfc.plan_pruning(model, name, ratios=ratios, skip=streams(model)) for name in ("l2", "geometric_median")]
     assert plans[0].after == plans[1].after and 0.3 <= plans[0].macs_reduction <= 0.31
     assert filters.sensitive_ratios(*arguments) == ratios
     assert "measuring" not in capsys.readouterr().out
