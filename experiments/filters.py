@@ -315,8 +315,7 @@ def sensitive_ratios(task, unpruned, split, criterion, macs_reduction, skip):
     Returns:
         {layer name: fraction of its channels that goes}.
     """
-    from tfcompress import plan_pruning, sensitivity
-    from tfcompress.surgery.sensitivity import Sensitivity
+    from tfcompress import Sensitivity, plan_pruning, sensitivity
     from tfcompress.training.checkpoint import digest
 
     x, y = (array[:PROBES] for array in split.validation)

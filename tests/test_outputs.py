@@ -147,3 +147,4 @@ def test_divergence_is_that_of_kullback_and_leibler():
     # Logits mean the same, whatever is added to all of an example's.
     assert divergence(certain, certain + np.array([[5], [-1000]])) == pytest.approx(0, abs=1e-12)
     assert divergence(undecided, certain) > expected
+    assert np.isnan(divergence(certain, np.full((2, 2), np.nan)))

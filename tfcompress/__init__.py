@@ -34,6 +34,7 @@ _MODULE_OF = {
     "prune_channels": "surgery",
     "recalibrate": "surgery",
     "register_rule": "surgery",
+    "Sensitivity": "surgery.sensitivity",
     "sensitivity": "surgery.sensitivity",
     "Profile": "profiling",
     "profile": "profiling",

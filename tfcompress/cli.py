@@ -349,11 +349,11 @@ def _sensitivity(options):
     chosen = {"layers": options.layers, "criterion": options.criterion, "skip": options.skip}
     result = tfc.sensitivity(model, as_float(x), y, verbose=True, **chosen, **arguments)
     print(result)
+    if output:
+        print(f"written: {write_text(output, result.to_json())}")
     if options.plot:
         result.plot(options.plot)
         print(f"written: {options.plot}")
-    if output:
-        print(f"written: {write_text(output, result.to_json())}")
 
 
 def _prune(options):
@@ -372,7 +372,7 @@ def _prune(options):
 def _sensitivity_in(path):
     import pathlib
 
-    from tfcompress.surgery.sensitivity import Sensitivity
+    from tfcompress import Sensitivity
 
     path = pathlib.Path(path)
     if not path.is_file():

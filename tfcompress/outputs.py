@@ -29,6 +29,7 @@ def as_logits(model):
             per class, or whose softmax is inside a model that it calls.
     """
     check_classifier(model)
+    check_no_sigmoid(model)
     copy = copy_model(model)
     for layer in copy._flatten_layers():
         layer.trainable = True
@@ -42,11 +43,6 @@ def as_logits(model):
         )
     elif end == "softmax":
         copy = keras.Model(copy.inputs, before, name=model.name)
-    elif end == "sigmoid":
-        raise ValueError(
-            f"Model {model.name!r} ends in a sigmoid: a classifier of one label among several is expected, with "
-            "softmax or logits."
-        )
     elif is_nested_model(last) and ends_in_softmax(last):
         raise ValueError(
             f"Model {model.name!r} ends in the softmax of a model inside it, {last.name!r}: call the layers of "
@@ -118,15 +114,28 @@ def check_classifier(model):
         )
 
 
+def check_no_sigmoid(model):
+    """Refuses a classifier whose probabilities do not add up to one.
+
+    Raises:
+        ValueError: it ends in a sigmoid.
+    """
+    if _end(_last(model)[0]) == "sigmoid":
+        raise ValueError(
+            f"Model {model.name!r} ends in a sigmoid: a classifier of one label among several is expected, with "
+            "softmax or logits."
+        )
+
+
 def divergence(reference, logits):
     """Mean Kullback-Leibler divergence of softmax(logits) from softmax(reference), in nats.
 
     Args:
         reference: (N, classes) logits of the baseline.
-        logits: (N, classes) logits of another network for the same examples.
+        logits: (N, classes) logits of another network for the same examples. NaN or infinite ones give NaN.
     """
     p, q = (_log_softmax(np.asarray(values, "float64")) for values in (reference, logits))
-    return max(0.0, float((np.exp(p) * (p - q)).sum(-1).mean()))
+    return float(np.maximum((np.exp(p) * (p - q)).sum(-1).mean(), 0.0))
 
 
 def _log_softmax(logits):

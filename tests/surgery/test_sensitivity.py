@@ -6,11 +6,10 @@ import pytest
 from keras import layers
 from law import lifelike
 
-from tfcompress import ChannelGraph, prune_channels, recalibrate
+from tfcompress import ChannelGraph, Sensitivity, plan_pruning, prune_channels, recalibrate, sensitivity
 from tfcompress.models import resnet
 from tfcompress.outputs import divergence, with_softmax
 from tfcompress.surgery import budget
-from tfcompress.surgery.sensitivity import Sensitivity, sensitivity
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +132,77 @@ def test_damage_is_read_as_convex():
     # Where the second saves twice as much, its end is cheaper; widths of a multiple of 5 take both parts of its curve.
     steps = budget.steps_by_damage([group, group], {0: early, 1: late}, {0: 1.0, 1: 2.0}, round_to=5)
     assert [(step.group, step.count, step.key) for step in steps] == [(1, 5, pytest.approx(0.3)), (0, 5, 2.0)]
+
+
+def test_what_was_measured_together_shares_the_damage():
+    """A layer of two groups, against one that is measured by its name or by that of a layer coupled to it."""
+    inputs = keras.Input((4,))
+    parted = layers.Dense(20, name="parted")(inputs)
+    whole = layers.Dense(20, name="whole")(inputs)
+    parts = [layers.Dense(3)(part) for part in keras.ops.split(parted, [8], axis=-1)]
+    tail = layers.Add()([whole, layers.Dense(20, name="coupled")(inputs)])
+    model = keras.Model(inputs, layers.Concatenate()([*parts, layers.Dense(3)(tail)]))
+    for name in ("whole", "coupled"):
+        curves = Sensitivity(1.0, {}, {"parted": {0.5: 1.0}, name: {0.5: 1.0}})
+        plan = plan_pruning(model, ratio=0.25, scope=curves)
+        kept = {layer: len(plan.kept[layer]) for layer in ("parted", "whole", "coupled")}
+        assert kept["whole"] == kept["coupled"] == 30 - kept["parted"]
+        assert kept["parted"] == pytest.approx(15, abs=1)  # of 3 groups, each loses a quarter to the nearest channel
+    cheaper = Sensitivity(1.0, {}, {"parted": {0.5: 0.9}, "whole": {0.5: 1.0}})
+    assert len(plan_pruning(model, ratio=0.25, scope=cheaper).kept["parted"]) == 10
+
+
+def test_order_of_the_examples_does_not_matter():
+    """Statistics of batches of one class each would be others."""
+    rng = np.random.default_rng(0)
+    y = np.repeat(np.arange(4), 64)
+    x = (rng.normal(size=(256, 8)) + 3 * np.eye(8)[y]).astype("float32")
+    stack = [layers.BatchNormalization(), layers.Dense(16, "relu", name="a"), layers.BatchNormalization()]
+    model = keras.Sequential([keras.Input((8,)), *stack, layers.Dense(4, name="b")])
+    model.compile(keras.optimizers.Adam(0.01), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    order = rng.permutation(256)
+    model.fit(x[order], y[order], epochs=30, verbose=0)
+    assert sensitivity(model, x, y, ratios=(0.5,), batch_size=64).baseline > 0.95
+
+
+def test_renormalization_takes_the_statistics_of_the_batch_too():
+    rng = np.random.default_rng(0)
+    stack = [layers.Dense(16, name="a"), layers.BatchNormalization(renorm=True), layers.ReLU(), layers.Dense(4)]
+    model = keras.Sequential([keras.Input((8,)), *stack])
+    x = rng.normal(size=(64, 8)).astype("float32")
+    recalibrate(model, x, 64)
+    pruned = recalibrate(prune_channels(model, ratios={"a": 0.5}).model, x, 64)
+    expected = divergence(model.predict(x, verbose=0), pruned.predict(x, verbose=0))
+    measured = sensitivity(model, x, np.zeros(64, int), ratios=(0.5,)).divergence["a"][0.5]
+    assert measured == pytest.approx(expected, rel=1e-3) and measured > 1e-3
+
+
+def test_bad_arguments_and_measurements_are_named(classifier):
+    model, x, y = classifier
+    for arguments, message in (
+        ({"y": y[:9]}, r"each with a label\. Received: 400 and 9 labels"),
+        ({"batch_size": 0}, r"batch_size must be at least 1"),
+        ({"layers": "idle"}, r"list of names\. Received: 'idle'"),
+        ({"layers": ["idle", "bus"]}, r"layers names a layer that the model does not have: 'bus'\. .* 'busy'"),
+        ({"layers": ["logits"]}, r"layers names a layer without channels that can be removed: 'logits'"),
+        ({"ratios": (0.5, 1)}, r"ratios must be in \(0, 1\)\. Received: 1\.0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sensitivity(model, x, **{"y": y, **arguments})
+    multiple = keras.Sequential([keras.Input((8,)), layers.Dense(8), layers.Dense(8, "sigmoid")])
+    with pytest.raises(ValueError, match="ends in a sigmoid"):
+        sensitivity(multiple, x, y)
+    spoiled = keras.models.clone_model(model)
+    spoiled.get_layer("logits").bias.assign(np.full(8, np.nan))
+    with pytest.raises(ValueError, match="not finite"):
+        sensitivity(spoiled, x, y)
+    for value, ratio in ((-1.0, 0.5), (np.nan, 0.5), (np.inf, 0.5), (1.0, 1.5), (1.0, np.nan)):
+        with pytest.raises(ValueError, match=r"No divergence of a ratio of 'a'"):
+            Sensitivity(1.0, {}, {"a": {ratio: value}})
+    with pytest.raises(ValueError, match="baseline"):
+        Sensitivity(np.nan, {}, {})
+    with pytest.raises(ValueError, match=r"needs a ratio or a reduction .* <Sensitivity of 1 layers>"):
+        prune_channels(model, ratios={"idle": 0.5}, scope=Sensitivity(1.0, {}, {"busy": {0.5: 1.0}}))
 
 
 def test_they_survive_json(measured):

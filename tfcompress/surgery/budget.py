@@ -66,15 +66,16 @@ def steps_by_damage(groups, curves, savings, round_to):
     Args:
         groups: the groups of the graph.
         curves: {index of a group that may shrink: {ratio: damage}}.
-        savings: {group index: what the network saves with all channels of the group removed}.
+        savings: {group index: what the network saves with all channels of the group removed, and of those that were
+            pruned together with it}.
         round_to: what the kept numbers of channels are multiples of.
     """
     steps = []
     for index, curve in curves.items():
         size = len(groups[index])
         by_one = steps_by_ratio(groups, [index], 1)
-        points = {size: 0.0}
-        points |= {counts_at_ratio({index: size}, by_one, ratio)[index]: curve[ratio] for ratio in sorted(curve)}
+        points = {counts_at_ratio({index: size}, by_one, ratio)[index]: curve[ratio] for ratio in sorted(curve)}
+        points[size] = 0.0
         counts, damages = lower_hull(sorted(points.items()))
         key = 0.0
         for a, b in itertools.pairwise(allowed_counts(size, round_to)):

@@ -29,17 +29,24 @@ class Chooser:
         names = [name for name, _ in self.graph.layers.values()]
         for name in set(curves) - set(names):
             raise ValueError(no_such_layer("the sensitivity given as scope", name, names))
-        free = {index: curves[name] for index in free if (name := first_layer(self.graph.groups[index])) in curves}
         everything = {index: len(group) for index, group in enumerate(self.graph.groups)}
-        savings = {index: everything[index] for index in free}
-        if what != "channels":
-            reduction = self._reduction(what)
-            savings = {
-                index: reduction({**everything, index: 1}) * size / (size - 1)
-                for index, size in savings.items()
-                if size > 1
-            }
-        return budget.steps_by_damage(self.graph.groups, free, savings, self.round_to)
+        reduction = (lambda counts: -sum(counts.values())) if what == "channels" else self._reduction(what)
+        measured, savings = {}, dict.fromkeys(curves, 0.0)
+        for index in free:
+            name = next((name for name in self.graph.groups[index].positions if name in curves), None)
+            size = everything[index]
+            if name is None or size == 1:
+                continue
+            measured[index] = name
+            saved = reduction({**everything, index: 1}) - reduction(everything)
+            savings[name] += saved * size / (size - 1)
+        # What a layer's groups lose together, they were measured to lose together.
+        return budget.steps_by_damage(
+            self.graph.groups,
+            {index: curves[name] for index, name in measured.items()},
+            {index: savings[name] for index, name in measured.items()},
+            self.round_to,
+        )
 
     def solve(self, counts, steps, what, target):
         """The counts that reach a reduction of "macs" or "params"."""
@@ -147,11 +154,6 @@ class Chooser:
                 f"must not be negative (or comparable=True). Received: {scores.min():g}"
             )
         return scores / max(scores.mean(), 1e-12)
-
-
-def first_layer(group):
-    """The layer that `sensitivity` and ratios know a group by."""
-    return next(iter(group.positions))
 
 
 def fixed_counts(graph, ratios, round_to):

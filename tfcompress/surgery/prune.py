@@ -49,8 +49,8 @@ def prune_channels(
             and as fast as wanted. What one target takes along of the other, beyond what a line can spare, is lost, too.
             Where `ratios` alone remove more, nothing else goes.
         scope: "layer" (the same ratio everywhere), "global" (scores of all layers compete; none is emptied), or a
-            `Sensitivity` of this network: what its measured divergence makes cheapest for what it saves goes first,
-            and layers that it did not measure stay whole.
+            `Sensitivity` of this network: what its measured divergence makes cheapest for what it saves goes first.
+            Layers that it did not measure stay whole, and are not counted by a `ratio`.
         round_to: a group that gets narrower keeps a multiple of this, where it is at least that wide.
         skip: names of layers whose output channels are all kept.
         ratios: {layer name: fraction to remove, in [0, 1)}, overrides for these layers and those coupled to them (of
@@ -106,7 +106,11 @@ def _choose(graph, criterion, ratio, macs_reduction, params_reduction, scope, ro
     criterion = criteria.get(criterion)
     targets = _given(targets, ratios, criterion, scope)
     if not isinstance(scope, Sensitivity) and scope not in ("layer", "global"):
-        raise ValueError(f'scope must be "layer", "global" or a Sensitivity. Received: scope={scope!r}')
+        raise ValueError(f'scope must be "layer", "global" or a Sensitivity. Received: scope={scope!r:.80}')
+    if isinstance(scope, Sensitivity) and not targets:
+        raise ValueError(
+            f"A Sensitivity as scope needs a ratio or a reduction that it is to spend. Received: {scope!r}"
+        )
     if round_to < 1 or round_to != int(round_to):
         raise ValueError(f"round_to must be a positive integer. Received: round_to={round_to}")
     if ratio is not None and not graph.groups:

@@ -46,7 +46,11 @@ def run_on_statistics_of_batch(call):
     """Calls an operation of a model, for `walk`: a BatchNorm, unless it is frozen, as in training, all else not."""
     layer = call.operation
     if _is_recalibrated(layer):
-        return [layer(*call.args, **{**call.kwargs, "training": True})]
+        renorm, layer.renorm = layer.renorm, False
+        try:
+            return [layer(*call.args, **{**call.kwargs, "training": True})]
+        finally:
+            layer.renorm = renorm
     # The call has the layer's own default, which is to be in training for layers of augmentation.
     inference = {"training": False} if getattr(layer, "_call_has_training_arg", False) else {}
     return keras.tree.flatten(layer(*call.args, **{**call.kwargs, **inference}))
@@ -60,14 +64,13 @@ def _run(call, seen, count):
     layer = call.operation
     if not _is_recalibrated(layer):
         return run_on_statistics_of_batch(call)
-    own, renorm = layer.momentum, layer.renorm
-    layer.momentum, layer.renorm = seen[id(layer)] / (seen[id(layer)] + count), False
+    own, layer.momentum = layer.momentum, seen[id(layer)] / (seen[id(layer)] + count)
     seen[id(layer)] += count
     try:
         return run_on_statistics_of_batch(call)
     finally:
-        layer.momentum, layer.renorm = own, renorm
-        if renorm:  # batch renormalization keeps copies of its own
+        layer.momentum = own
+        if layer.renorm:  # batch renormalization keeps copies of its own
             deviation = keras.ops.sqrt(layer.moving_variance + layer.epsilon)
             layer.renorm_mean.assign(layer.moving_mean)
             layer.renorm_stddev.assign(deviation)

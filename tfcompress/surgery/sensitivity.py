@@ -9,32 +9,46 @@ import keras
 import numpy as np
 
 from tfcompress import criteria
-from tfcompress.datasets.arrays import as_classes
+from tfcompress.datasets.arrays import as_classes, sample
 from tfcompress.files import replacing
-from tfcompress.graph import as_inputs, copy_model, walk
-from tfcompress.outputs import check_classifier, divergence, ends_in_softmax
+from tfcompress.graph import as_inputs, walk
+from tfcompress.outputs import check_classifier, check_no_sigmoid, divergence, ends_in_softmax
 from tfcompress.profiling import table
-from tfcompress.surgery.channel_graph import ChannelGraph
-from tfcompress.surgery.chooser import Chooser, first_layer, fixed_counts
+from tfcompress.surgery.channel_graph import ChannelGraph, no_such_layer
+from tfcompress.surgery.chooser import Chooser, fixed_counts
+from tfcompress.surgery.rebuild import rebuild
 from tfcompress.surgery.recalibration import run_on_statistics_of_batch
 
 RATIOS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Sensitivity:
     """What `sensitivity` returns; `str()` is a table.
 
     Attributes:
-        baseline: accuracy of the whole network, in [0, 1].
+        baseline: accuracy of the whole network, in [0, 1], with BatchNorms as in all that follows: on statistics of
+            the batch.
         accuracy: {layer name: {ratio: accuracy with only this layer, and those coupled to it, pruned}}.
         divergence: {layer name: {ratio: mean Kullback-Leibler divergence of the probabilities of that network from
             those of the whole one, in nats}}. It tells layers apart whose accuracy is the same.
+
+    Raises:
+        ValueError: numbers that are none of these.
     """
 
     baseline: float
     accuracy: dict = field(hash=False)
     divergence: dict = field(hash=False)
+
+    def __post_init__(self):
+        for what, curves, most in (("accuracy", self.accuracy, 1), ("divergence", self.divergence, np.inf)):
+            for layer, curve in curves.items():
+                for ratio, value in curve.items():
+                    if not (0 < ratio < 1 and 0 <= value <= most and np.isfinite(value)):
+                        raise ValueError(f"No {what} of a ratio of {layer!r}: {value} at {ratio}")
+        if not 0 <= self.baseline <= 1:
+            raise ValueError(f"baseline must be an accuracy in [0, 1]. Received: {self.baseline}")
 
     def ratios(self, max_drop):
         """The largest measured ratio of each layer that costs at most `max_drop` of accuracy (a fraction, alone).
@@ -85,6 +99,9 @@ class Sensitivity:
         with replacing(path) as part:
             figure.savefig(part, dpi=150)
 
+    def __repr__(self):
+        return f"<Sensitivity of {len(self.divergence)} layers>"
+
     def __str__(self):
         ratios = list(next(iter(self.accuracy.values()), {}))
         rows = [
@@ -97,26 +114,28 @@ class Sensitivity:
 def sensitivity(model, x, y, layers=None, ratios=RATIOS, criterion="l1", skip=(), batch_size=256, verbose=False):
     """Measures what a classifier loses when one layer at a time is pruned, without fine-tuning.
 
-    BatchNorms take the statistics of each batch, as after `recalibrate`, in the whole network, too.
+    BatchNorms that are not frozen take the statistics of each batch, in the whole network, too: much like those that
+    `recalibrate` would measure. A layer that surgery changes beyond its width (see `register_rule`) is measured without
+    that change.
 
     Args:
         model: a Sequential or functional classifier (logits or probabilities).
         x: held-out inputs, not test images, as the model takes them; uint8 pixels are divided by 255 where it takes
-            floats.
+            floats. A few hundred do; their order does not matter.
         y: their class indices, (N,), or one-hot.
         layers: names of the layers to measure; by default one of each set of coupled layers.
         ratios: fractions of the channels to remove, each in (0, 1).
-        criterion: as for `prune_channels`.
-        skip: as for `prune_channels`.
-        batch_size: examples per batch of prediction.
+        criterion, skip: as for `prune_channels`, and the same there as here.
+        batch_size: examples per batch, at most; all batches are about as large.
         verbose: whether stderr shows how far it is.
 
     Returns:
         A `Sensitivity`.
 
     Raises:
-        ValueError: a model that is no classifier with one input, no examples, or fractions for a model that takes
-            integers.
+        ValueError: a model that is no classifier with one input or whose outputs are not finite, no examples or other
+            than one label for each, fractions for a model that takes integers, layers without channels that may go,
+            ratios outside (0, 1).
 
     Example:
 
@@ -126,31 +145,53 @@ def sensitivity(model, x, y, layers=None, ratios=RATIOS, criterion="l1", skip=()
     ```
     """
     check_classifier(model)
+    check_no_sigmoid(model)
     (x,), y = as_inputs(model, x), as_classes(y)
-    if not len(y):
-        raise ValueError("sensitivity needs examples. Received: none")
+    if not len(y) or len(x) != len(y):
+        raise ValueError(f"sensitivity needs examples, each with a label. Received: {len(x)} and {len(y)} labels")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1. Received: {batch_size}")
     graph = ChannelGraph(model, skip)
+    layers, ratios = _checked(graph, layers, [float(ratio) for ratio in ratios])
     chooser = Chooser(graph, criteria.get(criterion), round_to=1)
     whole = {index: len(group) for index, group in enumerate(graph.groups)}
-    firsts = dict.fromkeys(first_layer(group) for group in graph.groups)
-    network = _Recalibrated(copy_model(model))
-    # Of one size, so that no batch is too small for statistics.
-    batch_size = math.ceil(len(y) / math.ceil(len(y) / batch_size))
-    reference = _logits(network, x, batch_size)
+    network = _OnStatisticsOfBatch(rebuild(graph, np.ones(len(graph.frozen), bool)))
+    x, y = sample(len(y), x, y)
+    batches = np.array_split(x, math.ceil(len(x) / batch_size))
+    reference = _logits(network, batches)
+    if not np.isfinite(reference).all():
+        raise ValueError(f"Model {model.name!r} returns numbers that are not finite: it has no divergence from others")
     accuracy, damage = {}, {}
-    for number, layer in enumerate(layers or firsts, 1):
-        # Where a layer holds several groups, those that another layer stands for are measured there.
-        others = dict.fromkeys(firsts, 0.0) if layer in firsts else {}
+    for number, layer in enumerate(layers, 1):
         accuracy[layer], damage[layer] = {}, {}
         for ratio in ratios:
-            counts = {**whole, **fixed_counts(graph, {**others, layer: ratio}, round_to=1)}
+            counts = {**whole, **fixed_counts(graph, {**layers[layer], layer: ratio}, round_to=1)}
             _silence(network.network, graph, chooser.alive(counts))
-            logits = _logits(network, x, batch_size)
+            logits = _logits(network, batches)
             accuracy[layer][ratio] = _accuracy(logits, y)
             damage[layer][ratio] = divergence(reference, logits)
         if verbose:
-            print(f"measured {number} of {len(layers or firsts)} layers: {layer}", file=sys.stderr, flush=True)
+            print(f"measured {number} of {len(layers)} layers: {layer}", file=sys.stderr, flush=True)
     return Sensitivity(_accuracy(reference, y), accuracy, damage)
+
+
+def _checked(graph, layers, ratios):
+    """The layers to measure, {name: {other layer: 0.0}} of those that stay whole then; and the ratios."""
+    if isinstance(layers, str):
+        raise ValueError(f"layers must be a list of names. Received: {layers!r}")
+    firsts = dict.fromkeys((next(iter(group.positions)) for group in graph.groups), 0.0)
+    names = [name for name, _ in graph.layers.values()]
+    layers = list(firsts if layers is None else layers)
+    for name in layers:
+        if name not in names:
+            raise ValueError(no_such_layer("layers", name, names))
+        if not any(name in group.positions for group in graph.groups):
+            raise ValueError(f"layers names a layer without channels that can be removed: {name!r}")
+    for ratio in ratios:
+        if not 0 < ratio < 1:
+            raise ValueError(f"ratios must be in (0, 1). Received: {ratio}")
+    # Where a layer holds several groups, those that another layer stands for are measured there.
+    return {name: firsts if name in firsts else {} for name in layers}, ratios
 
 
 def _silence(network, graph, alive):
@@ -164,17 +205,17 @@ def _silence(network, graph, alive):
         variable.assign(values)
 
 
-def _logits(model, x, batch_size):
-    outputs = model.predict(x, batch_size, verbose=0)
+def _logits(model, batches):
+    outputs = np.concatenate([np.asarray(model.predict_on_batch(batch), "float32") for batch in batches])
     # The logarithms of probabilities are logits.
     return np.log(np.maximum(outputs, np.finfo("float32").tiny)) if ends_in_softmax(model.network) else outputs
 
 
-class _Recalibrated(keras.Model):
+class _OnStatisticsOfBatch(keras.Model):
     """A network whose BatchNorms, but for frozen ones, take the statistics of each batch; all else is inference."""
 
     def __init__(self, network):
-        super().__init__(name="recalibrated")
+        super().__init__(name="on_statistics_of_batch")
         self.network = network
 
     def call(self, inputs):
