@@ -137,6 +137,20 @@ def test_factorized_after_pruning(model, data, tmp_path):
     assert "full rank" in (done.folder / "steps" / "2-factorize" / "ranks.txt").read_text()
 
 
+def test_layers_that_lose_little_are_pruned_first(model, data, tmp_path):
+    """By the measurements of the run, which stay beside it; the dry run knows only the ratio."""
+    prune = {"ratio": 0.25, "criterion": "l2", "scope": "sensitivity"}
+    steps = [{"prune": prune}, {"export": {"precision": "float32"}}]
+    (evenly,) = plan(model, load_recipe(steps))
+    compress(model, data, steps, tmp_path / "out")
+    measured = tfc.Sensitivity.from_json((tmp_path / "out" / "steps" / "1-prune" / "sensitivity.json").read_text())
+    chosen = tfc.PruningPlan.from_json((tmp_path / "out" / "plan.json").read_text())
+    expected = tfc.plan_pruning(model, "l2", ratio=0.25, scope=measured)
+    widths = [{name: len(kept) for name, kept in each.kept.items()} for each in (chosen, expected, evenly)]
+    assert widths[0] == widths[1] != widths[2]
+    assert sum(widths[0].values()) == sum(widths[2].values()) == 9 + 12 + 10
+
+
 def test_same_call_reads_the_results_back(done, model, data, capsys):
     again = compress(model, data, RECIPE, done.folder)
     assert "epoch" not in capsys.readouterr().out

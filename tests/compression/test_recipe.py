@@ -53,6 +53,7 @@ EXPORT = "export: {precision: int8}"
         (["prune: {ratio: 1.5}", EXPORT], r"line 3: ratio must be in \(0, 1\). Received: 1.5"),
         (["prune: {ratio: 0.5, macs_reduction: 0.5}", EXPORT], "exactly one of .* Received: ratio, macs_reduction"),
         (["prune: {macs_reduction: 0.5, params_reduction: 0.5, scope: global}", EXPORT], "need scope layer"),
+        (["prune: {ratios: {conv: 0.5}, scope: sensitivity}", EXPORT], "needs a ratio or a reduction"),
         (['prune: {ratios: {conv: "0.5"}}', EXPORT], "ratios of 'conv' must be a fraction"),
         (["prune: {criterion: l2}", EXPORT], "exactly one of .* Received: none"),
         (["prune: {criterion: l3, ratio: 0.5}", EXPORT], r"criterion must be one of l1, .* \(did you mean 'l"),

@@ -18,6 +18,7 @@ from tfcompress.graph import copy_model, is_channels_first, network_of
 VERSION = 1
 SETTLED = "weights.npz"
 MEASURED_IMAGES = 5000
+PROBES = 512  # held-out images that tell what pruning one layer does
 SCALED_IMAGES = 256  # that show which scaling of pixels a model takes
 
 
@@ -122,6 +123,8 @@ def compress(
 def plan(model, recipe):
     """The plans of a recipe's steps that make a model smaller, one after the other, without training: for a dry run.
 
+    Where a step's scope is the sensitivity of the layers, nothing is measured: its reduction is spread evenly.
+
     Args:
         model: the Keras model.
         recipe: a `Recipe`.
@@ -137,7 +140,10 @@ def plan(model, recipe):
     for step in recipe.steps:
         try:
             if step.kind in shrinking:
-                model, made = shrinking[step.kind](model, **step.options)
+                options = dict(step.options)
+                if options.get("scope") == "sensitivity":
+                    options["scope"] = "layer"
+                model, made = shrinking[step.kind](model, **options)
                 plans.append(made)
             elif step.kind == "share":
                 shareable(model, step.options.get("skip", ()))
@@ -258,12 +264,28 @@ class _Run:
             plan = PruningPlan.from_json(path.read_text())
             self.network = apply_plan(wider, plan)
         else:
-            self.network, plan = prune_channels(wider, **step.options)
+            options = dict(step.options)
+            if options.get("scope") == "sensitivity":
+                options["scope"] = self._sensitivity(step, directory / "sensitivity.json")
+            self.network, plan = prune_channels(wider, **options)
             write_text(path, plan.to_json())
         _lower_dropout(self.network, wider)
         self.plan = plan if self.plan is None else self.plan.then(plan)
         self._settle(plan, directory)
         return f"pruned by {plan.criterion}"
+
+    def _sensitivity(self, step, path):
+        """What pruning each layer does, measured on held-out images and kept in a file."""
+        from tfcompress import Sensitivity, sensitivity
+        from tfcompress.datasets.arrays import as_float, sample
+
+        if path.exists():
+            return Sensitivity.from_json(path.read_text())
+        x, y = sample(PROBES, *self.data.validation)
+        arguments = {name: step.options[name] for name in ("criterion", "skip") if name in step.options}
+        measured = sensitivity(self.network, as_float(x), y, verbose=True, **arguments)
+        write_text(path, measured.to_json())
+        return measured
 
     def _factorize(self, step, directory):
         from tfcompress import factorize

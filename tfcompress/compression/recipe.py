@@ -14,12 +14,13 @@ from tfcompress.training.config import AUGMENTATIONS, TrainingConfig
 SHIPPED = ("small", "fast", "safe")
 
 _FRACTION = "a fraction in (0, 1)"
+_SCOPES = ("layer", "global", "sensitivity")
 _PRUNE = {
     "criterion": (str, "the name of a criterion"),
     "ratio": (float, _FRACTION),
     "macs_reduction": (float, _FRACTION),
     "params_reduction": (float, _FRACTION),
-    "scope": (str, "layer or global"),
+    "scope": (str, " or ".join(_SCOPES)),
     "round_to": (int, "a positive integer"),
     "skip": (list, "a list of layer names"),
     "ratios": (dict, "layer names and fractions"),
@@ -334,8 +335,10 @@ def _check_prune(options, places, place):
             f"{place}: prune needs exactly one of ratio, macs_reduction, params_reduction, or both reductions. "
             f"Received: {', '.join(targets) or 'none'}"
         )
-    if both and options.get("scope") == "global":
-        raise RecipeError(f"{places['scope']}: two reductions at once need scope layer. Received: 'global'")
+    if both and options.get("scope", "layer") != "layer":
+        raise RecipeError(f"{places['scope']}: two reductions at once need scope layer. Received: {options['scope']!r}")
+    if not targets and options.get("scope") == "sensitivity":
+        raise RecipeError(f"{places['scope']}: scope sensitivity needs a ratio or a reduction that it is to spend")
     for name in targets:
         _check_fraction(name, options, places)
     for layer, value in options.get("ratios", {}).items():
@@ -347,7 +350,7 @@ def _check_prune(options, places, place):
         raise RecipeError(f"{places['round_to']}: round_to must be a positive integer. Received: {options['round_to']}")
     usable = [name for name in REGISTRY if name != "taylor"]  # taylor needs data: the Python API takes it
     _check_choice("criterion", options.get("criterion", "l1"), usable, places.get("criterion"))
-    _check_choice("scope", options.get("scope", "layer"), ("layer", "global"), places.get("scope"))
+    _check_choice("scope", options.get("scope", "layer"), _SCOPES, places.get("scope"))
 
 
 def _check_factorize(options, places, place):
