@@ -246,7 +246,7 @@ def _measured_only(command, measured):
         if flag == "--quantized":
             lists[flag] = [name for name in names if quantized_name(name) in measured] or [NOTHING]
         else:
-            lists[flag] = [name for name in names if measured & {name, f"{name}-int8-qat"}] or names
+            lists[flag] = [name for name in names if measured & {name, quantized_name(name)}] or names
     return " ".join([*words, *(f"{flag}={','.join(names)}" for flag, names in lists.items())])
 
 

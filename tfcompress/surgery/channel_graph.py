@@ -114,7 +114,7 @@ class ChannelGraph:
         inputs = [Tensor(tuple(x.shape)) for x in model_inputs(model)]
         for tensor in walk(model, inputs, self._visit, self._enter):
             self.freeze(tensor, "an output of the model")
-        check_skip(self.skip, [name for name, _ in self.layers.values()])
+        check_skip(self.skip, self._names())
         self._couple()
 
     # What rules call while the graph is walked.
@@ -216,6 +216,14 @@ class ChannelGraph:
     def kept(self, alive):
         """The kept output channels of every producer: {layer name: indices}."""
         return {name: np.flatnonzero(alive[self.class_of[producer.ids]]) for name, producer in self.producers.items()}
+
+    def check_layer(self, argument, name):
+        """Raises a ValueError, with the nearest name, where an argument names a layer that the model does not have."""
+        if name not in self._names():
+            raise ValueError(no_such_layer(argument, name, self._names()))
+
+    def _names(self):
+        return [name for name, _ in self.layers.values()]
 
     def indices(self, variable, alive):
         """{axis: kept indices} of a weight."""

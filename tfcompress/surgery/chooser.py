@@ -3,7 +3,6 @@
 import numpy as np
 
 from tfcompress.surgery import budget
-from tfcompress.surgery.channel_graph import no_such_layer
 from tfcompress.surgery.matrices import matrices
 
 LEAST_KEPT = 1 / 4  # of what a group would keep at one ratio for all, where ratios run over depth
@@ -26,9 +25,8 @@ class Chooser:
         return self._steps_by_damage(free, scope.divergence, what)
 
     def _steps_by_damage(self, free, curves, what):
-        names = [name for name, _ in self.graph.layers.values()]
-        for name in set(curves) - set(names):
-            raise ValueError(no_such_layer("the sensitivity given as scope", name, names))
+        for name in curves:
+            self.graph.check_layer("the sensitivity given as scope", name)
         everything = {index: len(group) for index, group in enumerate(self.graph.groups)}
         reduction = (lambda counts: -sum(counts.values())) if what == "channels" else self._reduction(what)
         measured, savings = {}, dict.fromkeys(curves, 0.0)
@@ -158,12 +156,10 @@ class Chooser:
 
 def fixed_counts(graph, ratios, round_to):
     """{group index: channels kept} of the groups that `ratios` decides: of coupled layers, the first that is named."""
-    names = [name for name, _ in graph.layers.values()]
     for name, ratio in ratios.items():
         if not 0 <= ratio < 1:
             raise ValueError(f"ratios[{name!r}] must be in [0, 1). Received: {ratio}")
-        if name not in names:
-            raise ValueError(no_such_layer("ratios", name, names))
+        graph.check_layer("ratios", name)
     counts, decides = {}, set()
     for index, group in enumerate(graph.groups):
         named = [name for name in group.positions if name in ratios]

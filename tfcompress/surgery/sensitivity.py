@@ -14,7 +14,7 @@ from tfcompress.files import replacing
 from tfcompress.graph import as_inputs, walk
 from tfcompress.outputs import check_classifier, check_no_sigmoid, divergence, ends_in_softmax
 from tfcompress.profiling import table
-from tfcompress.surgery.channel_graph import ChannelGraph, no_such_layer
+from tfcompress.surgery.channel_graph import ChannelGraph
 from tfcompress.surgery.chooser import Chooser, fixed_counts
 from tfcompress.surgery.rebuild import rebuild
 from tfcompress.surgery.recalibration import run_on_statistics_of_batch
@@ -180,11 +180,9 @@ def _checked(graph, layers, ratios):
     if isinstance(layers, str):
         raise ValueError(f"layers must be a list of names. Received: {layers!r}")
     firsts = dict.fromkeys((next(iter(group.positions)) for group in graph.groups), 0.0)
-    names = [name for name, _ in graph.layers.values()]
     layers = list(firsts if layers is None else layers)
     for name in layers:
-        if name not in names:
-            raise ValueError(no_such_layer("layers", name, names))
+        graph.check_layer("layers", name)
         if not any(name in group.positions for group in graph.groups):
             raise ValueError(f"layers names a layer without channels that can be removed: {name!r}")
     for ratio in ratios:

@@ -7,7 +7,7 @@ import numpy as np
 
 from tfcompress.criteria.diversity import cosine_similarities, eliminate
 from tfcompress.surgery.budget import solve_line
-from tfcompress.surgery.channel_graph import ChannelGraph, no_such_layer
+from tfcompress.surgery.channel_graph import ChannelGraph
 from tfcompress.surgery.plan import PruningPlan
 
 MIN_KEPT = 1 / 32
@@ -38,14 +38,12 @@ def plan_by_thresholds(model, thresholds, *, skip=(), min_kept=MIN_KEPT):
     _check_min_kept(min_kept)
     graph = ChannelGraph(model, skip)
     names = [group.name for group in graph.groups]
-    layers = [name for name, _ in graph.layers.values()]
     for name, threshold in thresholds.items():
         if not -1 <= threshold <= 1:
             raise ValueError(f"thresholds[{name!r}] must be in [-1, 1]. Received: {threshold}")
         if name in names:
             continue
-        if name not in layers:
-            raise ValueError(no_such_layer("thresholds", name, layers))
+        graph.check_layer("thresholds", name)
         coupled = next((group.name for group in graph.groups if name in group.positions), None)
         why = f"coupled to {coupled!r}, which stands for it" if coupled else "without channels that can be removed"
         raise ValueError(f"thresholds names a layer {why}: {name!r}.")
