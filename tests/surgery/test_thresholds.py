@@ -92,7 +92,7 @@ def test_some_filters_stay_whatever_the_threshold(vgg):
 
 @pytest.mark.parametrize(("min_kept", "kept"), [(0.9, 9), (0.8, 8), (0.85, 9), (1.0, 10)])
 def test_exactly_so_many_filters_stay(min_kept, kept):
-    model = keras.Sequential([keras.Input((8,)), layers.Dense(10, name="dense"), layers.Dense(2)])
+    model = keras.Sequential([keras.Input((8,)), layers.Dense(10, name="dense"), layers.Dense(2, name="logits")])
     assert len(plan_by_thresholds(model, {"dense": -1.0}, min_kept=min_kept).kept["dense"]) == kept
 
 
