@@ -27,7 +27,8 @@ A variant is written criterion-point, with options behind it in this order:
 
 Other criteria than diversity (l1-b, l2-given, ...) get the widths that diversity has at that point, and choose filters
 of their own. All variants but -long have the same fine-tuning budget. With --variants only those are trained, and added
-to what the record of the same configuration holds. Without CIFAR the same steps run on scikit-learn's digits, as
+to what the record of the same configuration holds; those by diversity stay in the results where they are small, and
+--from_results does not train them again. Without CIFAR the same steps run on scikit-learn's digits, as
 experiment "<model>-digits", of ResNets "<model>-diversify-digits".
 """
 
@@ -176,13 +177,21 @@ def run(task):
     unpruned = filters.baseline(task, build, split, config.baseline)
     variants = [measure.export(task, "float32", unpruned, unpruned, "float32")]
     networks, plans = {"float32": unpruned}, {}
-    so_far = functools.partial(measure.record_so_far, task, dataset, split, select=lambda rows: None)
+
+    def keep(record):
+        record(task, dataset, split, variants, lambda rows: None)
+        for name in diversified():
+            filters.ship(task, name, networks[name])
+
+    def diversified():
+        return [name for name in plans if name.startswith("diversity")]
+
     widths_at = functools.cache(lambda cuts: widths(unpruned, config, cuts))
     for name in config.variants or default_variants(config):
-        so_far(variants)
+        keep(measure.record_so_far)
         pruning = parse(name, config)
         thresholds, ratios = ({}, None) if pruning.criterion.threshold is not None else widths_at(pruning.cuts)
-        model, plan = filters.prune_and_finetune(
+        model, plan = filters.from_results(task, name) or filters.prune_and_finetune(
             task,
             name,
             unpruned,
@@ -196,14 +205,11 @@ def run(task):
         decisive = plan.criterion == "diversity" and "iterative" not in pruning.options
         task.publish_text(f"{name}.layers.csv", layers_csv(plan, thresholds if decisive else {}))
         variants.append(measure.export(task, name, model, model, "float32"))
-    diversified = [name for name in plans if name.startswith("diversity")]
-    for name in filters.to_quantize(config, diversified):
-        so_far(variants)
+    for name in filters.to_quantize(config, diversified()):
+        keep(measure.record_so_far)
         variants.append(filters.quantize(task, name, networks[name], unpruned, split))
-    for name in diversified:
-        ship(task, name, networks[name])
-    measure.record(task, dataset, split, variants, lambda rows: None)
-    name = next((name for name in ("diversity-b", *diversified) if name in plans), None)
+    keep(measure.record)
+    name = next((name for name in ("diversity-b", *diversified()) if name in plans), None)
     if name == "diversity-b" or (name and "diversity-b" not in measure.recorded_variants(task)):
         write_similarities(similarities(name, unpruned, networks[name], plans[name]), task.result_directory)
     task.close()
@@ -282,16 +288,6 @@ def layers_csv(plan, thresholds):
         threshold = f"{thresholds[layer]:.6f}" if layer in thresholds else ""
         table.writerow((layer, threshold, width, kept, f"{100 * (1 - kept / width):.1f}"))
     return text.getvalue()
-
-
-def ship(task, name, model):
-    """Puts a pruned network into the results of the first seed, if it is small."""
-    from tfcompress.files import save_model
-
-    path = task.directory / f"{name}.keras"
-    save_model(model, path)
-    if task.seed == 0 and path.stat().st_size < filters.LARGEST_SHIPPED:
-        task.publish(path)
 
 
 def similarities(name, unpruned, pruned, plan):

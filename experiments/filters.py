@@ -11,7 +11,7 @@ import zipfile
 import numpy as np
 
 from experiments import measure
-from experiments.runner import check_at_least, option, or_exit
+from experiments.runner import check_at_least, option, or_exit, write_json
 from tfcompress.files import replacing, save_model, write_text
 
 # In the names of variants: 01 to 99.
@@ -75,6 +75,9 @@ class Config(Training):
         (),
         f"brought to int8: variants, float32 or {measure.NOTHING!r}; by default float32 and the first variant",
         identity=False,
+    )
+    from_results: bool = option(
+        False, "take pruned networks that the results hold, in place of training them again", identity=False
     )
 
 
@@ -309,29 +312,73 @@ def _shares(unpruned, steps, epochs, *, ratios, skip):
 def sensitive_ratios(task, unpruned, split, criterion, macs_reduction, skip):
     """What each layer loses where what does the least damage for the MACs it saves goes first.
 
-    Args: as for `prune_channels`. The damage is measured on held-out images and kept beside the runs, for all seeds and
+    Args: as for `prune_channels`. The damage is measured on held-out images and kept in the results, for all seeds and
         reductions.
 
     Returns:
         {layer name: fraction of its channels that goes}.
     """
-    from tfcompress import Sensitivity, plan_pruning, sensitivity
+    from tfcompress import plan_pruning, sensitivity
     from tfcompress.training.checkpoint import digest
 
     x, y = (array[:PROBES] for array in split.validation)
     probed = repr((PROBED, criterion.name, vars(criterion), skip))
-    path = task.workdir / "sensitivity" / f"{digest([*unpruned.get_weights(), x, y, np.array(probed)])[:16]}.json"
-    if path.exists():
-        measured = Sensitivity.from_json(path.read_text())
-    else:
+    origin = digest([*unpruned.get_weights(), x, y, np.array(probed)])[:16]
+    path = task.results / task.experiment / f"sensitivity-{task.profile}-seed{task.config.baseline_seed}.json"
+    measured = _measured_sensitivity(path, origin)
+    if not measured:
         print(f"   measuring what pruning each layer does, on {len(x)} held-out images", flush=True)
         measured = sensitivity(unpruned, x, y, ratios=PROBED, criterion=criterion, skip=skip, verbose=True)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, measured.to_json())
+        write_json(path, {"of": origin, **vars(measured)})
     plan = plan_pruning(unpruned, criterion, macs_reduction=macs_reduction, scope=measured, skip=skip)
     return {
         layer: 1 - len(kept) / plan.widths[layer] for layer, kept in plan.kept.items() if len(kept) < plan.widths[layer]
     }
+
+
+def _measured_sensitivity(path, origin):
+    """The `Sensitivity` in a file, or None: it is not there, damaged, or of something else."""
+    from tfcompress import Sensitivity
+
+    try:
+        text = path.read_text()
+        return Sensitivity.from_json(text) if json.loads(text)["of"] == origin else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def from_results(task, name):
+    """A pruned network that the results hold of this configuration, and its plan; None without --from_results.
+
+    Also None where they do not hold it.
+
+    Raises:
+        SystemExit: its files are damaged, or do not belong together.
+    """
+    from tfcompress import PruningPlan, profile
+    from tfcompress.models import load_model
+
+    path, plan_path = (task.result_directory / f"{name}.{end}" for end in ("keras", "plan.json"))
+    if not task.config.from_results or not path.exists() or name not in measure.recorded_variants(task):
+        return None
+    print(f"\n== {name}: {path}", flush=True)
+    try:
+        model, plan = load_model(path), PruningPlan.from_json(plan_path.read_text())
+    except UNREADABLE as error:
+        raise SystemExit(f"{path} and {plan_path.name} cannot be read, remove both: {error}") from error
+    if profile(model).macs != plan.after.macs:
+        raise SystemExit(f"{path} is not the network of {plan_path.name}; remove both")
+    return model, plan
+
+
+def ship(task, name, model):
+    """Puts a network that this run has pruned into the results of the first seed, if it is small."""
+    if name not in task.seconds:  # it is from there
+        return
+    path = task.directory / f"{name}.keras"
+    save_model(model, path)
+    if task.seed == 0 and path.stat().st_size < LARGEST_SHIPPED:
+        task.publish(path)
 
 
 def _pruned(unpruned, criterion, budget, images, directory):

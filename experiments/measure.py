@@ -141,9 +141,13 @@ def record_so_far(task, dataset, split, variants, select, top5=False):
 
     Args:
         task, dataset, split, variants, select, top5: as for `record`.
+
+    Returns:
+        What `record` does; None where it had nothing to do.
     """
     if {variant.name for variant in variants} - set(recorded_variants(task)):
-        record(task, dataset, split, variants, select, top5)
+        return record(task, dataset, split, variants, select, top5)
+    return None
 
 
 def recorded_variants(task):

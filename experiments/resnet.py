@@ -31,7 +31,9 @@ place. A long training gets shorter where it starts from a shallower network, wh
 Criteria: the names of `tfcompress.criteria` (but taylor, which needs images), and distribution_fit_a, _b, _c for the
 three readings of the paper. All variants start from one baseline (--baseline_seed) and, but for -long, have the same
 fine-tuning budget. With --variants only those are trained, and added to what the record of the same configuration
-holds. Without CIFAR-10 the same steps run on scikit-learn's digits, as experiment "resnet<depth>-digits".
+holds. The selected network and what pruning each layer does stay in the results: with --from_results that network is
+not trained again, to quantize it, say. Without CIFAR-10 the same steps run on scikit-learn's digits, as experiment
+"resnet<depth>-digits".
 """
 
 import dataclasses
@@ -162,10 +164,14 @@ def run(task):
     unpruned = filters.baseline(task, lambda: resnet(depth, classes), split)
     variants = [measure.export(task, "float32", unpruned, unpruned, "float32")]
     networks = {"float32": unpruned}
+
+    def keep(record):
+        _ship(task, networks, record(task, dataset, split, variants, chosen))
+
     for name in config.variants or default_variants(config.model):
-        measure.record_so_far(task, dataset, split, variants, chosen)
+        keep(measure.record_so_far)
         pruning = parse(name)
-        model, plan = filters.prune_and_finetune(
+        model, plan = filters.from_results(task, name) or filters.prune_and_finetune(
             task,
             name,
             unpruned,
@@ -178,9 +184,9 @@ def run(task):
         papers = macs_cut_papers(unpruned, plan)
         variants.append(measure.export(task, name, model, model, "float32", macs_cut_papers=papers))
     for name in filters.to_quantize(config, list(networks)[:2]):
-        measure.record_so_far(task, dataset, split, variants, chosen)
+        keep(measure.record_so_far)
         variants.append(filters.quantize(task, name, networks[name], unpruned, split))
-    measure.record(task, dataset, split, variants, chosen)
+    keep(measure.record)
     write_filter_norms(norms(unpruned, _plans(task)), task.result_directory)
     task.close()
 
@@ -196,6 +202,17 @@ def _budget(task, unpruned, split, pruning):
     with task.stage("sensitivity"):
         ratios = filters.sensitive_ratios(task, unpruned, split, criterion, pruning.macs_reduction, skip)
     return {"ratios": ratios, "skip": skip}
+
+
+def _ship(task, networks, selected):
+    """Keeps the selected network, and no other, in the results: to start from with --from_results."""
+    if selected is None:
+        return
+    for path in task.result_directory.glob("*.keras"):
+        if path.stem != selected.variant:
+            path.unlink()
+    if selected.variant in networks:
+        filters.ship(task, selected.variant, networks[selected.variant])
 
 
 def _plans(task):

@@ -230,6 +230,11 @@ def test_sensitive_layers_are_spared_by_all_criteria_alike(tmp_path, rng, capsys
     assert plans[0].after == plans[1].after and 0.3 <= plans[0].macs_reduction <= 0.31
     assert filters.sensitive_ratios(*arguments) == ratios
     assert "measuring" not in capsys.readouterr().out
+    (kept,) = tmp_path.rglob("sensitivity-full-seed0.json")
+    for damaged in (kept.read_text()[:99], kept.read_text().replace('"of": "', '"of": "0')):
+        kept.write_text(damaged)
+        assert filters.sensitive_ratios(*arguments) == ratios
+        assert "measuring" in capsys.readouterr().out
 
 
 def test_steps_remove_equal_shares_and_end_at_the_widths_of_one():

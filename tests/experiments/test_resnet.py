@@ -3,13 +3,16 @@
 import dataclasses
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import tfcompress as tfc
+from experiments import filters
 from experiments.resnet import PROFILES, Config, cut, macs_cut_papers, parse, select, streams
+from experiments.runner import Run
 from tfcompress.models import resnet
 from tfcompress.reporting import Row, read_records
 
@@ -98,6 +101,41 @@ def test_all_stages(smoke):
     assert plan.after.macs == rows[name].macs
     (stage, *_) = json.loads((folder / "filter_norms.json").read_text()).values()
     assert np.mean(stage["before"]) == pytest.approx(1, abs=1e-4) and set(stage[name]) < set(stage["before"])
+
+
+def test_the_selected_network_is_taken_from_the_results(smoke, tmp_path):
+    name, results = PROFILES["smoke"].variants[0], shutil.copytree(smoke / "results", tmp_path / "results")
+    (record,) = read_records(results)
+
+    def taken(variant=name, **options):
+        config = dataclasses.replace(PROFILES["smoke"], **{"from_results": True, **options})
+        task = Run(record.experiment, "smoke", 0, config, "", tmp_path, results, baseline=record.config["baseline"])
+        return filters.from_results(task, variant)
+
+    (path,) = results.rglob("*.keras")
+    model, plan = taken()
+    assert path.stem == name and tfc.profile(model).params == plan.after.params
+    assert taken(from_results=False) is taken("l2-macs50-first") is taken(qat_epochs=9) is None
+    plan_path = path.with_name(f"{name}.plan.json")
+    other = tfc.plan_pruning(resnet(8), "l2", macs_reduction=0.3)
+    for text, message in ((other.to_json(), "is not the network of"), ("{", "cannot be read, remove both")):
+        plan_path.write_text(text)
+        with pytest.raises(SystemExit, match=message):
+            taken()
+
+
+@pytest.mark.slow
+def test_quantized_on_another_machine(smoke, run_experiment, tmp_path):
+    """Where no run directory is left."""
+    name = PROFILES["smoke"].variants[0]
+    shutil.copytree(smoke / "results", tmp_path / "results")
+    flags = ("--profile=smoke", "--from_results", f"--variants={name}", f"--quantized={name}")
+    done = run_experiment("resnet", tmp_path, *flags)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("epoch 1/1") == 1  # with quantization only
+    (before,), (record,) = (read_records(place / "results") for place in (smoke, tmp_path))
+    assert [row.top1_tflite for row in record.rows[:2]] == [row.top1_tflite for row in before.rows[:2]]
+    assert record.seconds.keys() == before.seconds.keys() and "--from_results" in record.command
 
 
 @pytest.mark.slow

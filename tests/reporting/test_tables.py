@@ -196,9 +196,11 @@ def test_plots_of_pruned_networks(tmp_path):
     plan = {"kept": {"conv1": [0, 2], "conv2": [1]}, "widths": {"conv1": 4, "conv2": 4}}
     (folder / "l2-macs62-every.plan.json").write_text(json.dumps(plan))
     write_filter_norms({"stage1": {"before": [0.5, 1.0, 1.5, 1.0], "l2-macs62-every": [1.5, 1.0]}}, folder)
+    curves = {"conv1": {"0.5": 0.01, "0.9": 0.2}, "conv2": {"0.5": 0.0, "0.9": 0.003}}
+    (folder.parent / "sensitivity-full-seed0.json").write_text(json.dumps({"divergence": curves}))
     main(["plots", f"--results={tmp_path}"])
     drawn = {path.name for path in (tmp_path / "resnet110").glob("*.png")} - drawn
-    assert drawn == {"full-channels.png", "full-norms.png"}
+    assert drawn == {"full-channels.png", "full-norms.png", "full-sensitivity.png"}
     write_filter_norms({"stage1": {"before": [0.5, 1.0, 1.5, 1.0]}}, folder)
     write_similarities({}, folder)
     main(["plots", f"--results={tmp_path}"])

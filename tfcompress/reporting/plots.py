@@ -23,8 +23,8 @@ def write_plots(results):
     `macs-accuracy`: where variants differ by percents in sparsity, or in MACs. `params-accuracy`: where a published
     point cuts parameters. `routes`: raw bytes and latency, where some variants are sparse and others narrower. None of
     these without accuracies. `weights`, `norms`, `similarities` and `channels`: where weight histograms, norms and
-    similarities of filters, and pruning plans lie beside the record of the first seed. Of these experiments and
-    profiles, plots that the records no longer give are removed.
+    similarities of filters, and pruning plans lie beside the record of the first seed. `sensitivity`: where it was
+    measured. Of these experiments and profiles, plots that the records no longer give are removed.
 
     Args:
         results: folder of the records.
@@ -55,6 +55,9 @@ def write_plots(results):
         plans = {name: path for name, path in plans.items() if name in recorded}
         if plans:
             paths.append(_save(_channels(summary, plans), folder / f"{summary.profile}-channels.png"))
+        for path in sorted(folder.glob(f"sensitivity-{summary.profile}-*.json"))[:1]:
+            figure = _sensitivity(summary, json.loads(path.read_text()))
+            paths.append(_save(figure, folder / f"{summary.profile}-sensitivity.png"))
         for stale in {*folder.glob(f"{summary.profile}-*.png")}.difference(paths):
             stale.unlink()
     return paths
@@ -212,6 +215,27 @@ def _channels(summary, plans):
     axes.yaxis.set_major_formatter("{x:g}")
     step = -(-len(widths) // 40)
     axes.set_xticks([i + 0.5 for i in range(0, len(widths), step)], list(widths)[::step], rotation=90, fontsize=6)
+    axes.legend(fontsize=6)
+    return figure
+
+
+def _sensitivity(summary, measured):
+    """What pruning one layer alone does, front to back, a line for each ratio."""
+    import matplotlib.figure
+
+    curves = measured["divergence"]
+    figure = matplotlib.figure.Figure((10, 4), layout="constrained")
+    axes = figure.add_subplot()
+    for ratio in next(iter(curves.values()), ()):
+        values = [max(curve[ratio], 1e-5) for curve in curves.values()]
+        axes.plot(values, marker="o", markersize=3, label=f"{float(ratio):.0%} of its channels removed")
+    axes.set(
+        title=f"{summary.experiment}, {summary.profile}: one layer pruned, before fine-tuning",
+        ylabel="divergence (nats)",
+        yscale="log",
+    )
+    step = -(-len(curves) // 40)
+    axes.set_xticks(range(0, len(curves), step), list(curves)[::step], rotation=90, fontsize=6)
     axes.legend(fontsize=6)
     return figure
 
