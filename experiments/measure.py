@@ -109,8 +109,9 @@ def earlier(task, gzip_bytes=None):
 
     Args:
         task: the `Run`.
-        gzip_bytes: compressed size of this run's float32 file. Another one in the record is of other weights: what was
-            made of those is not added to, though older records do not name their weights.
+        gzip_bytes: compressed size of this run's float32 file. Another one in a record that does not name its weights,
+            as older ones do not, is of other weights: what was made of those is not added to. In one that does, it is
+            of another processor, which folds the BatchNorms into them with other rounding.
     """
     from tfcompress.reporting import environment
 
@@ -121,7 +122,7 @@ def earlier(task, gzip_bytes=None):
         print("The record was written by other versions: this run replaces all of it.", file=sys.stderr)
         return None
     row = rows_of(before).get("float32")
-    if row and gzip_bytes and row.gzip_bytes != gzip_bytes:
+    if row and gzip_bytes and row.gzip_bytes != gzip_bytes and "baseline" not in before.config:
         print("The record is of another baseline: this run replaces all of it.", file=sys.stderr)
         return None
     return before

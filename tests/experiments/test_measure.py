@@ -155,11 +155,14 @@ def test_variants_of_another_baseline_are_replaced(measured, tmp_path, capsys):
 
 
 def test_variants_of_a_float_file_of_other_bytes_are_replaced(measured, capsys):
-    """Older records do not name their baseline."""
+    """Where the record does not name its baseline; where it does, another processor wrote the file."""
     measured("first", "float32", "int8-qat")
     rows = measured("second", "float32", "int8-b", gzip_bytes=2, baseline="aa")["rows"]
     assert [row["variant"] for row in rows] == ["float32", "int8-b"]
     assert "another baseline" in capsys.readouterr().err
+    rows = measured("third", "float32", "int8-c", gzip_bytes=3, baseline="aa")["rows"]
+    assert [row["variant"] for row in rows] == ["float32", "int8-b", "int8-c"]
+    assert capsys.readouterr().err == ""
 
 
 def test_weights_from_another_file_are_another_baseline(measured, capsys):
