@@ -328,6 +328,27 @@ def test_fused_batch_normalization_equals_keras(digits, filters):
         np.testing.assert_allclose(model(x), fast(x), atol=1e-4)
 
 
+def test_fused_sgd_takes_the_steps_of_keras(rng):
+    """Bit for bit, with weight decay, on variables that decay and on others."""
+    import tensorflow as tf
+
+    from tfcompress.training.fast import fused_sgd
+
+    start = [rng.normal(size=shape).astype("float32") for shape in ((30, 7), (7,))]
+    gradients = [[tf.constant(rng.normal(size=array.shape), "float32") for array in start] for _ in range(5)]
+
+    def run(cls):
+        variables = [keras.Variable(array) for array in start]
+        optimizer = cls(0.1, momentum=0.9, nesterov=True, weight_decay=0.01)
+        optimizer.exclude_from_weight_decay([variables[1]])
+        for gradient in gradients:
+            optimizer.apply(gradient, variables)
+        return [*map(np.array, variables), *map(np.array, optimizer.variables)]
+
+    for a, b in zip(run(fused_sgd()), run(keras.optimizers.SGD), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_bfloat16_batch_normalization_rounds_the_result_of_float32(rng):
     """Statistics and gradients of a bfloat16 image are those of float32 arithmetic; only images are rounded.
 

@@ -1,4 +1,4 @@
-"""The fast path of training on TensorFlow: fused BatchNorm and optional bfloat16 arithmetic, invisible outside."""
+"""The fast path of training on TensorFlow: fused kernels and optional bfloat16 arithmetic, invisible outside."""
 
 import contextlib
 import functools
@@ -140,6 +140,27 @@ def _convolve(x, kernel):
         return tf.ensure_shape(outputs, [*x.shape[:3], filters]), gradient
 
     return convolve(x, kernel)
+
+
+@functools.cache
+def fused_sgd():
+    """The class of an SGD that steps each variable in one kernel; Keras 3 composes the step of single operations."""
+    import tensorflow as tf
+
+    class FusedSGD(keras.optimizers.SGD):
+        """Computes what `keras.optimizers.SGD` with momentum computes on TensorFlow."""
+
+        def update_step(self, gradient, variable, learning_rate):
+            tf.raw_ops.ResourceApplyKerasMomentum(
+                var=variable.handle,
+                accum=self.momentums[self._get_variable_index(variable)].value.handle,
+                lr=tf.cast(learning_rate, variable.dtype),
+                grad=tf.cast(tf.convert_to_tensor(gradient), variable.dtype),
+                momentum=tf.cast(self.momentum, variable.dtype),
+                use_nesterov=self.nesterov,
+            )
+
+    return FusedSGD
 
 
 @functools.cache

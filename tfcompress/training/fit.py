@@ -19,7 +19,7 @@ from tfcompress.outputs import check_logits
 from tfcompress.training.augment import augment, is_augmenting, mix
 from tfcompress.training.checkpoint import CheckpointError, digest, load_checkpoint, save_checkpoint
 from tfcompress.training.config import AUGMENTATIONS, TrainingConfig
-from tfcompress.training.fast import training_clone
+from tfcompress.training.fast import fused_sgd, training_clone
 from tfcompress.training.predict import accuracy
 from tfcompress.training.schedule import learning_rates, table_schedule
 from tfcompress.training.teacher import CachedTeacher, logits_of
@@ -189,7 +189,9 @@ def _compile(model, config, table, classes, distill):
     keras_module = _framework(model)
     options = {"learning_rate": table_schedule(keras_module, table), "weight_decay": config.weight_decay or None}
     if config.optimizer == "sgd":
-        optimizer = keras_module.optimizers.SGD(momentum=0.9, nesterov=True, **options)
+        fused = keras_module.__name__ == "keras" and keras_module.backend.backend() == "tensorflow"
+        sgd = fused_sgd() if fused else keras_module.optimizers.SGD
+        optimizer = sgd(momentum=0.9, nesterov=True, **options)
     else:
         optimizer = keras_module.optimizers.Adam(**options)
     if config.weight_decay:
