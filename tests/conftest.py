@@ -1,4 +1,4 @@
-"""Settings for every test: quiet TensorFlow, and the small digits as images."""
+"""Settings for every test: quiet TensorFlow, short timing, and the small digits as images."""
 
 import csv
 import os
@@ -10,6 +10,13 @@ import numpy as np
 import pytest
 
 from tfcompress import datasets
+from tfcompress.tflite import benchmark
+
+
+@pytest.fixture(scope="session", autouse=True)
+def short_timing():
+    """No test looks at how long an inference takes."""
+    benchmark.WARM_UP_SECONDS, benchmark.SECONDS = 0.02, 0.1
 
 
 @pytest.fixture(scope="session")

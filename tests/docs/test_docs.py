@@ -21,7 +21,6 @@ from tfcompress.compression.recipe import OPTIONS, SHIPPED, load_recipe
 from tfcompress.criteria import REGISTRY
 from tfcompress.datasets import SCALINGS
 from tfcompress.surgery import rules
-from tfcompress.tflite import benchmark
 
 DOCS = Path(__file__).parents[2] / "docs"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -74,7 +73,6 @@ def desk(readers_files, tmp_path, monkeypatch):
     folder = tmp_path / "desk"
     shutil.copytree(readers_files, folder)
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(benchmark, "SECONDS", 0.1)  # in this process: nothing here looks at latencies
     with mock.patch.dict(REGISTRY), mock.patch.dict(rules._RULES):
         yield folder
 

@@ -13,12 +13,6 @@ INFO = pathlib.Path("/proc/cpuinfo")
 CPU = INFO.read_text() if INFO.exists() else ""
 
 
-@pytest.fixture(autouse=True)
-def short(monkeypatch):
-    monkeypatch.setattr(benchmark, "WARM_UP_SECONDS", 0.02)
-    monkeypatch.setattr(benchmark, "SECONDS", 0.1)
-
-
 def test_one_file(small_files):
     latency = tfc.benchmark_tflite(small_files["int8"])
     assert 0 < latency.median <= latency.p90 < 100
