@@ -72,10 +72,12 @@ def benchmark_interleaved(paths, threads=1, amx=False):
         "fewest": FEWEST_RUNS,
         "amx": amx,
     }
+    # No phone's memory comes in the large pages that training may have been given.
+    environment = {**os.environ, "GLIBC_TUNABLES": "", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run(
         [sys.executable, "-m", "tfcompress.tflite.timing"],
         input=json.dumps(arguments),
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        env=environment,
         capture_output=True,
         text=True,
         check=False,
