@@ -26,7 +26,7 @@ def as_logits(model):
 
     Raises:
         ValueError: a model that is subclassed or not built, has several inputs or outputs, does not return one number
-            per class, or whose softmax is inside a model that it calls.
+            per class, ends in a sigmoid, changes the shape behind its softmax, or has it inside a model that it calls.
     """
     check_classifier(model)
     check_no_sigmoid(model)

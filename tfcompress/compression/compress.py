@@ -72,7 +72,7 @@ def compress(
             model that takes pixels / 255, and integer labels. A tenth of them is then held out.
         recipe: small, fast or safe; the path of a YAML file; or a list of steps, `[{"prune": {"ratio": 0.5}}, ...]`.
         workdir: the output folder: `model.tflite`, `model.keras` (the float model), `labels.txt`, `model.json`,
-            `report.html`, `plan.json` of each pruning, and checkpoints in `steps/`.
+            `report.html`, `plan.json` of all prunings together, and in `steps/` each step's own and its checkpoints.
         augmentation: {"crop_padding": 4, "flip": True, ...}, options of `TrainingConfig` for all training steps: what
             the model was trained with. On images of a kind that it never saw, it would teach nonsense.
         bfloat16: whether the fine-tuning computes in bfloat16, with float32 weights: faster on a processor that has it
@@ -88,6 +88,8 @@ def compress(
         ValueError: a model that is no such classifier, images whose pixels it takes in another range, a reduction that
             cannot be reached, or a folder that holds another run.
         UnsupportedLayerError: a layer that surgery does not know or that cannot be quantized.
+        FloatingPointError: a training diverged.
+        OSError: the recipe cannot be read, or the folder cannot be written.
 
     Example:
 

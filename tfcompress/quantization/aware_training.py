@@ -56,6 +56,7 @@ def quantization_aware_training(
         ValueError: a model that is subclassed, not built, no classifier with one input, or ends in a softmax; images
             outside `input_range`, or not the model's.
         UnsupportedLayerError: a layer that tf_keras does not have or that cannot be quantized.
+        FloatingPointError, CheckpointError: as `fit` raises them.
     """
     check_data(model, x, as_classes(y))
     check_logits(model)

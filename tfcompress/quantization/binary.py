@@ -35,8 +35,9 @@ def binarize(model, x, y, config, *, skip=None, teacher=None, validation=None, d
         A plain Keras model of the same layers whose weights are binary. Training it on would undo that.
 
     Raises:
-        ValueError: a name in `skip` that is no layer's, a model that is not built or subclassed, or one without kernels
-            to binarize.
+        ValueError: a name in `skip` that is no layer's, a model that is not built, subclassed or ends in a softmax, or
+            one without kernels to binarize.
+        FloatingPointError, CheckpointError: as `fit` raises them.
     """
     from tfcompress.training import fit
 

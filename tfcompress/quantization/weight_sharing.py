@@ -47,8 +47,9 @@ def share_weights(
         `preserve_sharing=True`.
 
     Raises:
-        ValueError: a number of clusters that cannot be, a name in `skip` that is no layer's, a model that is not built
-            or subclassed, or one without kernels to share.
+        ValueError: a number of clusters that cannot be, a name in `skip` that is no layer's, a model that is not built,
+            subclassed or ends in a softmax, or one without kernels to share.
+        FloatingPointError, CheckpointError: as `fit` raises them.
     """
     from tfcompress.training import fit
     from tfcompress.training.checkpoint import digest

@@ -30,11 +30,17 @@ HEADER = """# Results
 
 Written by `make tables` from the records in this folder; published numbers are in `tfcompress/reporting/published.csv`.
 Accuracy is that of the `.tflite` file over the whole test set, by LiteRT; ± is the standard deviation over seeds. Drop
-and cuts are against the float file of the same seed (gzip cut: compressed size against its raw size). Divergence is
-the mean Kullback-Leibler divergence of what a file says of held-out training images from what that file says: where it
-was measured, the best of several variants is chosen by it, as it tells them apart better than the accuracy on these
-images. Latency is the median of single inferences on one thread, without the matrix units (AMX) that servers have and
-phones lack. Profile full is the comparison that counts; quick is a short run of the same steps.
+and cuts are against the float file of the same seed (gzip cut: compressed size against its raw size). "MACs cut as
+papers count" is what SFP and FPGM would report for the same widths: they count the filters that the first convolution
+of a block loses as lost in the second, too. Divergence is the mean Kullback-Leibler divergence of what a file says of
+held-out training images from what the float file says. Latency is the median of single inferences on one thread,
+without the matrix units (AMX) that servers have and phones lack, of the first seed; it compares within one table only,
+as the processor (`environment` in record.json) is not that of every other.
+
+Beside a published point stands the variant that meets most of its figures other than accuracy; of those the one with
+the smallest divergence, which tells variants apart better than the accuracy on held-out images (that decides where a
+candidate's divergence was not measured); then the smallest one. Test images choose nothing. Profile full is the
+comparison that counts; quick is a short run of the same steps.
 """
 
 

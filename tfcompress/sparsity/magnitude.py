@@ -44,8 +44,9 @@ def sparsify(
         A Keras model of the same layers whose kernels hold the zeros.
 
     Raises:
-        ValueError: a sparsity outside [0, 1), an allocation or a ramp that cannot be, a model that is not built or
-            subclassed.
+        ValueError: a sparsity outside [0, 1), an allocation or a ramp that cannot be, a model that is not built,
+            subclassed or ends in a softmax.
+        FloatingPointError, CheckpointError: as `fit` raises them.
     """
     from tfcompress.training import fit
 

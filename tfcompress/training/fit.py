@@ -52,7 +52,7 @@ def fit(
     Args:
         model: a built Keras 3 or tf_keras model with one image input that returns logits. A Keras 3 model stays
             compiled as it was, if Keras can clone it; else, and in tf_keras, it comes back compiled.
-        images: (N, H, W, C), uint8 pixels (trained on as pixels / 255) or floats in [0, 1].
+        images: (N, H, W, C), uint8 pixels (trained on as pixels / 255), or floats as the model takes them.
         labels: (N,) or (N, 1) integers in [0, classes), or one-hot (N, classes).
         config: a `TrainingConfig`.
         validation: (images, labels) to measure after each epoch, or None.

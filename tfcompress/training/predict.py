@@ -11,7 +11,7 @@ def predict(model, images, batch_size=500):
 
     Args:
         model: a model with one input and one output.
-        images: (N, H, W, C), uint8 pixels or floats in [0, 1].
+        images: (N, H, W, C), uint8 pixels (taken as pixels / 255), or floats as the model takes them.
         batch_size: examples at a time.
 
     Returns:
