@@ -159,7 +159,6 @@ PROFILES = {
         finetune_epochs=3,
         qat_epochs=1,
         variants=("diversity-a", "diversity-b"),
-        quantized=("diversity-b",),
     ),
     "full": Config(model="vgg16"),
 }
@@ -187,11 +186,13 @@ def run(task):
         return [name for name in plans if name.startswith("diversity")]
 
     widths_at = functools.cache(lambda cuts: widths(unpruned, config, cuts))
-    for name in config.variants or default_variants(config):
+    names = config.variants or default_variants(config)
+    kept = {name: filters.from_results(task, name) for name in names}
+    for name in names:
         keep(measure.record_so_far)
         pruning = parse(name, config)
         thresholds, ratios = ({}, None) if pruning.criterion.threshold is not None else widths_at(pruning.cuts)
-        model, plan = filters.from_results(task, name) or filters.prune_and_finetune(
+        model, plan = kept[name] or filters.prune_and_finetune(
             task,
             name,
             unpruned,

@@ -327,9 +327,10 @@ def sensitive_ratios(task, unpruned, split, criterion, macs_reduction, skip):
     path = task.results / task.experiment / f"sensitivity-{task.profile}-seed{task.config.baseline_seed}.json"
     measured = _measured_sensitivity(path, origin)
     if not measured:
-        print(f"   measuring what pruning each layer does, on {len(x)} held-out images", flush=True)
-        measured = sensitivity(unpruned, x, y, ratios=PROBED, criterion=criterion, skip=skip, verbose=True)
-        write_json(path, {"of": origin, **vars(measured)})
+        with task.stage("sensitivity"):
+            print(f"   measuring what pruning each layer does, on {len(x)} held-out images", flush=True)
+            measured = sensitivity(unpruned, x, y, ratios=PROBED, criterion=criterion, skip=skip, verbose=True)
+            write_json(path, {"of": origin, **vars(measured)})
     plan = plan_pruning(unpruned, criterion, macs_reduction=macs_reduction, scope=measured, skip=skip)
     return {
         layer: 1 - len(kept) / plan.widths[layer] for layer, kept in plan.kept.items() if len(kept) < plan.widths[layer]

@@ -82,10 +82,17 @@ def record(task, dataset, split, variants, select, top5=False):
     rows = rows_of(before)
     files = {name: task.directory / f"{name}.tflite" for name in rows}
     files |= {name: task.result_directory / row.tflite for name, row in rows.items() if row.tflite}
+    # One of another size is of another network.
+    files = {
+        name: path for name, path in files.items() if path.exists() and path.stat().st_size == rows[name].tflite_bytes
+    }
     files |= {variant.name: variant.file.path for variant in variants}
-    files = {name: path for name, path in files.items() if path.exists()}
     latencies = dict(zip(files, benchmark_interleaved(list(files.values()))))
     published = []
+    for name in _outdated(task, variants, rows):
+        print(f"{name} is of the network that this run has trained anew: its row goes.", file=sys.stderr)
+        del rows[name]
+        latencies.pop(name, None)
     for variant in variants:
         row = _row(variant, split, top5, baseline=variants[0])
         # The first seed's files are enough to look at; a float file, and what knows nothing, is for nobody's phone.
@@ -102,6 +109,19 @@ def record(task, dataset, split, variants, select, top5=False):
         task.publish(path)
     write(task, dataset, [dataclasses.replace(row, selected=row is selected) for row in rows], before)
     return selected
+
+
+def _outdated(task, variants, rows):
+    """Names of the int8 rows whose float network this run has trained again, and not got the same one."""
+    names = {variant.name for variant in variants}
+    return [
+        quantized_name(variant.name)
+        for variant in variants
+        if variant.name in task.seconds
+        and variant.name in rows
+        and rows[variant.name].gzip_bytes != variant.file.gzip_bytes
+        and quantized_name(variant.name) in rows.keys() - names
+    ]
 
 
 def earlier(task, gzip_bytes=None):
@@ -146,7 +166,7 @@ def record_so_far(task, dataset, split, variants, select, top5=False):
     Returns:
         What `record` does; None where it had nothing to do.
     """
-    if {variant.name for variant in variants} - set(recorded_variants(task)):
+    if {variant.name for variant in variants} - rows_of(earlier(task, variants[0].file.gzip_bytes)).keys():
         return record(task, dataset, split, variants, select, top5)
     return None
 
@@ -230,6 +250,8 @@ def write(task, dataset, rows, before=None):
 def _both(before, now, needed):
     """One command line for two runs that differ in the variants they name; else both, one behind the other.
 
+    Of a run that began with what the record holds, and went on, that is its own.
+
     Args:
         before: the command of the record, maybe several joined by &&.
         now: the command of this run.
@@ -237,7 +259,10 @@ def _both(before, now, needed):
     """
     *others, last = before.split(" && ")
     words, named = zip(*map(_split, (last, now)))
-    if words[0] != words[1] or not named[0] or named[0].keys() != named[1].keys() or needed - named[0].keys():
+    alike = words[0] == words[1] and named[0].keys() == named[1].keys()
+    if alike and all(_begins(named[1][flag], named[0][flag]) for flag in named[0]):
+        return " && ".join([*others, now])
+    if not alike or not named[0] or needed - named[0].keys():
         return " && ".join(dict.fromkeys([*others, last, now]))
     merged = {flag: dict.fromkeys(named[0][flag] + named[1][flag]) for flag in named[0]}
     lists = [f"{flag}={','.join(_unless_alone(NOTHING, names))}" for flag, names in merged.items()]
@@ -253,6 +278,11 @@ def _measured_only(command, measured):
         else:
             lists[flag] = [name for name in names if measured & {name, quantized_name(name)}] or names
     return " ".join([*words, *(f"{flag}={','.join(names)}" for flag, names in lists.items())])
+
+
+def _begins(names, first):
+    first = [name for name in first if name != NOTHING]
+    return names[: len(first)] == first
 
 
 def _unless_alone(word, names):

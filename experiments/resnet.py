@@ -156,10 +156,8 @@ def run(task):
 
     config = task.config
     chosen = functools.partial(select, percent=cut(config.model))
-    task.experiment = config.model if config.dataset == "cifar10" else f"{config.model}-{config.dataset}"
     dataset, split = load_split(task, config.dataset, config.held_out, config.train_images, rgb=True)
-    if dataset != config.dataset:
-        task.experiment = f"{config.model}-{dataset}"
+    task.experiment = config.model if dataset == "cifar10" else f"{config.model}-{dataset}"
     depth, classes = int(config.model.removeprefix("resnet")), int(split.train[1].max()) + 1
     unpruned = filters.baseline(task, lambda: resnet(depth, classes), split)
     variants = [measure.export(task, "float32", unpruned, unpruned, "float32")]
@@ -168,10 +166,12 @@ def run(task):
     def keep(record):
         _ship(task, networks, record(task, dataset, split, variants, chosen))
 
-    for name in config.variants or default_variants(config.model):
+    names = config.variants or default_variants(config.model)
+    kept = {name: filters.from_results(task, name) for name in names}
+    for name in names:
         keep(measure.record_so_far)
         pruning = parse(name)
-        model, plan = filters.from_results(task, name) or filters.prune_and_finetune(
+        model, plan = kept[name] or filters.prune_and_finetune(
             task,
             name,
             unpruned,
@@ -199,8 +199,7 @@ def _budget(task, unpruned, split, pruning):
     if pruning.widths != "sensitive":
         return {"macs_reduction": pruning.macs_reduction, "skip": skip}
     criterion = criteria.DistributionFit(METHODS["a"])
-    with task.stage("sensitivity"):
-        ratios = filters.sensitive_ratios(task, unpruned, split, criterion, pruning.macs_reduction, skip)
+    ratios = filters.sensitive_ratios(task, unpruned, split, criterion, pruning.macs_reduction, skip)
     return {"ratios": ratios, "skip": skip}
 
 

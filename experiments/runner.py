@@ -184,7 +184,8 @@ class Run:
         print(f"\n== {name}", flush=True)
         from tfcompress.training.fit import history_seconds
 
-        epochs_before = sum(history_seconds(path) for path in directory.rglob("history.csv"))
+        histories = (path.with_name("history.csv") for path in directory.rglob("checkpoint.npz"))
+        epochs_before = sum(history_seconds(path) for path in histories if path.exists())
         start = time.perf_counter()
         yield directory
         if clock.exists():

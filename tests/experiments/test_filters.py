@@ -221,19 +221,22 @@ def test_sensitive_layers_are_spared_by_all_criteria_alike(tmp_path, rng, capsys
         elif layer.name.endswith("_bn"):
             layer.moving_mean.assign(rng.uniform(-0.1, 0.1, layer.moving_mean.shape))
     held_out = rng.random((64, 32, 32, 3), "float32"), rng.integers(0, 10, 64)
-    arguments = _task(tmp_path), model, Split(None, held_out, None), tfc.criteria.get("l2"), 0.3, streams(model)
-    ratios = filters.sensitive_ratios(*arguments)
+    task, another = _task(tmp_path), _task(tmp_path)
+    arguments = model, Split(None, held_out, None), tfc.criteria.get("l2"), 0.3, streams(model)
+    ratios = filters.sensitive_ratios(task, *arguments)
     assert capsys.readouterr().out.count("measuring") == 1
     assert ratios["stage2_block1_conv1"] == 1 - 3 / 32 > 2 * ratios.get("stage1_block1_conv1", 0)
     assert ratios.keys() <= {f"stage{stage}_block1_conv1" for stage in (1, 2, 3)}
     plans = [tfc.plan_pruning(model, name, ratios=ratios, skip=streams(model)) for name in ("l2", "geometric_median")]
     assert plans[0].after == plans[1].after and 0.3 <= plans[0].macs_reduction <= 0.31
-    assert filters.sensitive_ratios(*arguments) == ratios
+    assert filters.sensitive_ratios(another, *arguments) == ratios
     assert "measuring" not in capsys.readouterr().out
+    # What the record says of the time is that of the measurement.
+    assert task.seconds.keys() == {"sensitivity"} and another.seconds == {}
     (kept,) = tmp_path.rglob("sensitivity-full-seed0.json")
     for damaged in (kept.read_text()[:99], kept.read_text().replace('"of": "', '"of": "0')):
         kept.write_text(damaged)
-        assert filters.sensitive_ratios(*arguments) == ratios
+        assert filters.sensitive_ratios(another, *arguments) == ratios
         assert "measuring" in capsys.readouterr().out
 
 

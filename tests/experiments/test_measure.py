@@ -28,7 +28,8 @@ def test_record_so_far_is_written_when_the_results_lack_a_variant(tmp_path, monk
     monkeypatch.setattr(measure, "record", record)
 
     def so_far(*names, task=task):
-        measure.record_so_far(task, "digits", None, [SimpleNamespace(name=name) for name in names], None)
+        file = SimpleNamespace(gzip_bytes=SIZES["gzip_bytes"])
+        measure.record_so_far(task, "digits", None, [SimpleNamespace(name=name, file=file) for name in names], None)
 
     so_far("float32")
     so_far("float32", "int8-qat")
@@ -60,6 +61,7 @@ def measured(tmp_path, monkeypatch):
         content=b"1234",
         gzip_bytes=SIZES["gzip_bytes"],
         baseline="",
+        so_far=False,
         **changes,
     ):
         config = dataclasses.replace(profile, variants=variants, **changes)
@@ -74,7 +76,7 @@ def measured(tmp_path, monkeypatch):
             file = SimpleNamespace(path=path, precision=precision, gzip_bytes=gzip_bytes)
             file.path.write_bytes(content)
             made.append(SimpleNamespace(name=name, file=file))
-        measure.record(task, "digits", (), made, lambda rows: rows[-1])
+        (measure.record_so_far if so_far else measure.record)(task, "digits", (), made, lambda rows: rows[-1])
         return json.loads((task.result_directory / "record.json").read_text())
 
     return record
@@ -119,6 +121,15 @@ def test_commands_that_leave_open_what_is_quantized_stay_two(measured):
     profile, variants = resnet.PROFILES["smoke"], ("l2-macs54-every",)
     measured(one, "float32", profile=profile, variants=variants)
     assert measured(other, "float32", profile=profile, variants=variants)["command"] == f"{one} && {other}"
+
+
+def test_one_run_that_records_each_variant_is_one_command(measured):
+    """It need not say what is quantized: nothing was added to it."""
+    command = "python -m experiments.resnet --variants=a,b,c"
+    added = functools.partial(measured, command, profile=resnet.PROFILES["smoke"], variants=("l2-macs54-every",))
+    added("float32", "a")
+    added("float32", "a", "b")
+    assert added("float32", "a", "b", "c")["command"] == command
 
 
 def test_nothing_to_quantize_is_named_only_where_nothing_is(measured):
@@ -204,6 +215,27 @@ def test_latencies_are_measured_again_or_go(measured, tmp_path):
     assert min(row["latency_ms"] or 9 for row in rows) == 5
 
 
+def test_latency_is_not_that_of_a_file_of_another_network(measured, tmp_path):
+    measured("first", "float32", "float16")
+    (made,) = tmp_path.glob("runs/*/float16.tflite")
+    made.write_bytes(b"12345")
+    rows = measured("second", "float32")["rows"]
+    assert [(row["variant"], row["latency_ms"]) for row in rows] == [("float32", 3), ("float16", None)]
+
+
+def test_int8_row_goes_with_the_float_network_it_was_made_of(measured, tmp_path, capsys):
+    made = ("float32", "a", "a-int8-qat", "b-int8-qat")
+    measured = functools.partial(measured, baseline="aa")
+    measured("first", *made, seconds={"a": 1.0})
+    # The same network again, or one of another processor that this run has not trained: it stays.
+    assert len(measured("second", "a", seconds={"a": 1.0})["rows"]) == 4
+    assert len(measured("third", "a", gzip_bytes=2)["rows"]) == 4
+    rows = measured("fourth", "float32", "a", gzip_bytes=2, seconds={"a": 2.0})["rows"]
+    assert [row["variant"] for row in rows] == ["float32", "a", "b-int8-qat"]
+    assert "a-int8-qat is of the network that this run has trained anew" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.glob("results/*/*/*.tflite")] == []
+
+
 def test_a_damaged_record_is_replaced(measured, tmp_path, capsys):
     """A publication that was killed leaves files of other sizes than the record says."""
     measured("first", "float32", "int8-qat")
@@ -232,5 +264,5 @@ def test_another_configuration_and_other_versions_replace_the_record(measured, m
     assert other["command"] == "longer" and len(other["rows"]) == 1
     measured("first", "float32", "int8-qat")
     monkeypatch.setattr("tfcompress.reporting.environment", lambda: {**environment(), "python": "4.0"})
-    assert len(measured("elsewhere", "float32")["rows"]) == 1
+    assert len(measured("elsewhere", "float32", so_far=True)["rows"]) == 1
     assert "other versions" in capsys.readouterr().err

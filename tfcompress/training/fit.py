@@ -263,9 +263,9 @@ def _identity(model, images, labels, config, teacher):
         **dataclasses.asdict(config),
         "images": f"{images.shape} {images.dtype} {zlib.crc32(np.ascontiguousarray(images)):08x}",
         "labels": f"{zlib.crc32(np.ascontiguousarray(labels)):08x}",
-        "initial_weights": digest([np.asarray(w) for w in model.get_weights()])[:16],
+        "initial_weights": digest(model.get_weights())[:16],
         "network": network_of(model),
-        "teacher": digest([np.asarray(w) for w in teacher.get_weights()])[:16] if teacher is not None else None,
+        "teacher": digest(teacher.get_weights())[:16] if teacher is not None else None,
     }
 
 
