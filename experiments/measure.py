@@ -189,7 +189,7 @@ def _recorded(task):
     except ValueError as error:
         print(f"{error}: this run replaces it.", file=sys.stderr)
         return None
-    now = _configuration(task)
+    now = task.configuration
     # What a record does not name could not be chosen yet, and its baseline was not noted.
     absent = {**{field.name: field.default for field in dataclasses.fields(task.config)}, "baseline": task.baseline}
     before = {**{name: absent[name] for name in now}, **stored.config}
@@ -206,10 +206,6 @@ def _recorded(task):
     if others:
         print(f"{path} is of another configuration ({'; '.join(others)}): this run replaces it.", file=sys.stderr)
     return None if others else stored
-
-
-def _configuration(task):
-    return {**task.identity, **({"baseline": task.baseline} if task.baseline else {})}
 
 
 def write(task, dataset, rows, before=None):
@@ -232,7 +228,7 @@ def write(task, dataset, rows, before=None):
         profile=task.profile,
         seed=task.seed,
         command=" && ".join(_measured_only(part, names) for part in command.split(" && ")),
-        config=_configuration(task),
+        config=task.configuration,
         environment=environment(),
         seconds={**(before.seconds if before else {}), **task.seconds},
         rows=tuple(rows),

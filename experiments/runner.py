@@ -151,9 +151,14 @@ class Run:
         return values
 
     @property
+    def configuration(self):
+        """The identity, and the digest of the weights that everything starts from, once they are there."""
+        return {**self.identity, **({"baseline": self.baseline} if self.baseline else {})}
+
+    @property
     def directory(self):
         """The run directory: named by experiment, profile, seed and a hash of what its stages depend on."""
-        fingerprint = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:8]
+        fingerprint = hashlib.sha256(json.dumps(self.configuration, sort_keys=True).encode()).hexdigest()[:8]
         return self.workdir / f"{self.experiment}-{self.profile}-seed{self.seed}-{fingerprint}"
 
     @property

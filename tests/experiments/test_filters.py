@@ -23,6 +23,11 @@ def _ship(model, path, notes):
     filters._save_packed(filters._pack(model.get_weights()), path, notes)
 
 
+def test_runs_from_other_weights_have_other_folders(tmp_path):
+    tasks = [dataclasses.replace(_task(tmp_path), baseline=digest) for digest in ("", "aa", "bb", "bb")]
+    assert len({task.directory for task in tasks}) == 3
+
+
 def test_baseline_is_taken_as_it_was_trained(tmp_path):
     notes = {"training": {"epochs": 60, "weight_decay": 5e-3}}  # of before images and cutout could be chosen
     same = ("train_images", "held_out", "precision")
