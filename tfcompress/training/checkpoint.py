@@ -50,9 +50,9 @@ def load_checkpoint(path):
             meta = json.loads(str(stored["meta"]))
             arrays = [stored[f"array_{i}"] for i in range(len(stored.files) - 1)]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise CheckpointError(f"Checkpoint {path} is damaged ({error}); delete it to start this stage again") from error
+        raise CheckpointError(f"Checkpoint {path} is damaged ({error}); delete it to compute it again") from error
     if digest(arrays) != meta.pop("sha256", None):
-        raise CheckpointError(f"Checkpoint {path} does not match its checksum; delete it to start this stage again")
+        raise CheckpointError(f"Checkpoint {path} does not match its checksum; delete it to compute it again")
     return arrays, meta
 
 
