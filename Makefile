@@ -11,7 +11,7 @@ DISTILLATION_ARGS ?=
 BIN := .venv/bin
 READY := .venv/.ready
 export TF_CPP_MIN_LOG_LEVEL ?= 3
-# Large pages of memory, where Linux has them: training is up to a sixth faster.
+# Large pages of memory, where Linux has them, make training faster.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 .DEFAULT_GOAL := help
