@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 
 from tfcompress.graph import copy_model
@@ -26,6 +27,8 @@ ENDS = {
     "fused": lambda: [layers.Dense(4, activation="softmax")],
     "activation": lambda: [layers.Dense(4), layers.Activation("softmax")],
     "layer": lambda: [layers.Dense(4), layers.Softmax()],
+    "layer as an activation": lambda: [layers.Dense(4, activation=layers.Softmax())],
+    "TensorFlow's": lambda: [layers.Dense(4, activation=tf.nn.softmax)],
     "named softmax": lambda: [layers.Dense(4, activation="softmax", name="softmax")],
     "before a cast": lambda: [layers.Dense(4), layers.Softmax(), layers.Activation("linear", dtype="float32")],
     "before a reshape": lambda: [

@@ -13,6 +13,13 @@ import numpy as np
 from tfcompress.datasets.arrays import as_float
 from tfcompress.errors import UnsupportedLayerError
 
+_UNDESCRIBED = (
+    keras.layers.Lambda,
+    keras.layers.IntegerLookup,
+    keras.layers.StringLookup,
+    keras.layers.TextVectorization,
+)
+
 
 def clone_uncompiled(model, **options):
     """`keras.models.clone_model` without its attempt to compile the copy, which a loss of one's own would stop.
@@ -35,6 +42,7 @@ def clone_uncompiled(model, **options):
 def copy_model(model, **options):
     """What `clone_uncompiled` returns, with the weights of the model."""
     copy = clone_uncompiled(model, **{"clone_function": copy_operation, **options})
+    copy_trainable(model, copy)
     copy_weights(model, copy)
     return copy
 
@@ -42,7 +50,8 @@ def copy_model(model, **options):
 def copy_operation(operation, cls=None, **changes):
     """A copy of a layer, an operation or a model in a model, without its weights.
 
-    A Lambda layer, which has none, stays itself.
+    Layers that no configuration describes, but which have none, stay themselves: a Lambda's function, and what a lookup
+    or TextVectorization has learned by `adapt`, are not in theirs.
 
     Args:
         operation: the Keras layer or operation.
@@ -52,13 +61,15 @@ def copy_operation(operation, cls=None, **changes):
     Raises:
         UnsupportedLayerError: no configuration describes it.
     """
-    if isinstance(operation, keras.layers.Lambda):  # no function of one's own is made again from its bytes
+    if isinstance(operation, _UNDESCRIBED):
         return operation
     if is_nested_model(operation):
         copy = clone_uncompiled(operation, clone_function=copy_operation)
         copy_trainable(operation, copy)
         return copy
-    return (cls or type(operation)).from_config({**config_of(operation), **changes})
+    copy = (cls or type(operation)).from_config({**config_of(operation), **changes})
+    copy.name = operation.name  # which the configuration of a layer of one's own may lack
+    return copy
 
 
 def config_of(operation):
@@ -109,6 +120,22 @@ def copy_weights(source, target):
     take_statistics(target)
 
 
+def paired_variables(old, new):
+    """(variable, counterpart) for those of a layer or operation and of its copy.
+
+    Raises:
+        UnsupportedLayerError: the copy has other ones.
+    """
+    pair = [getattr(operation, "variables", []) for operation in (old, new)]
+    if len(pair[0]) != len(pair[1]):
+        raise UnsupportedLayerError(
+            old,
+            f"has {len(pair[0])} weights, and a copy made of its configuration {len(pair[1])}: its get_config must "
+            "return all arguments that they depend on",
+        )
+    return list(zip(*pair))
+
+
 def copy_frozen(pairs):
     """Freezes each weight whose original, the first of a pair, is frozen by itself: no config says so."""
     for old, new in pairs:
@@ -128,8 +155,10 @@ def copy_trainable(old, new):
             continue
         if is_nested_model(layer):
             copy_trainable(layer, layers[layer.name])
-        elif layers[layer.name].trainable != layer.trainable:
-            layers[layer.name].trainable = layer.trainable
+            continue
+        for part, twin in zip(layer._flatten_layers(), layers[layer.name]._flatten_layers()):
+            if twin.trainable != part.trainable:
+                twin.trainable = part.trainable
 
 
 def take_statistics(model):

@@ -173,7 +173,10 @@ def _activation(operation):
         return "sigmoid"
     activation = getattr(operation, "activation", None)
     # Within a wrapper of TF-MOT, the activation has fake quantization around it, too.
-    return getattr(getattr(activation, "activation", activation), "__name__", None)
+    activation = getattr(activation, "activation", activation)
+    name = getattr(activation, "__name__", None)
+    # As an activation, Softmax may be a layer, too, or the function tf.nn.softmax.
+    return "softmax" if type(activation).__name__ == "Softmax" or name == "softmax_v2" else name
 
 
 def _is_fused(operation):

@@ -120,7 +120,9 @@ def test_subclassed_model_is_refused(tmp_path):
 
 def test_model_that_was_not_built_is_refused(tmp_path):
     keras.Sequential([layers.Dense(3)]).save(tmp_path / "model.keras")
+    tf_keras.Sequential([tf_keras.layers.Dense(3)]).save(tmp_path / "model2.keras")
     assert "has not been built" in refused(tmp_path / "model.keras")
+    assert "has not been built" in refused(tmp_path / "model2.keras")
 
 
 def test_weights_alone_are_refused(tmp_path, saved):

@@ -32,6 +32,13 @@ def test_shares_add_up_to_the_total(allocation, sparsity):
         assert {name: shares[name] for name in allocation} == allocation
 
 
+@pytest.mark.parametrize("sparsity", [0.81, 0.83, 0.95, 0.97])
+def test_result_is_an_allocation(sparsity):
+    model = keras.Sequential([keras.Input((7,)), keras.layers.Dense(9), keras.layers.Dense(3)])
+    shares = allocate(model, sparsity)
+    assert allocate(model, sparsity, shares) == shares
+
+
 def test_lamp_matches_its_definition():
     """Scores by hand: layer a has w^2 = 1, 4, 4 -> 1/9, 4/8, 1; layer b has 1, 2, 9 -> 1/12, 2/11, 1."""
     model = keras.Sequential([keras.Input((1,)), layers.Dense(3, use_bias=False, name="a")])

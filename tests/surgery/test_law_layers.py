@@ -200,6 +200,7 @@ NETWORKS = {
     "gelu": (around(layers.Activation("gelu")), IMAGE, True),
     "sigmoid": (around(layers.Activation("sigmoid")), IMAGE, False),
     "softmax": (around(layers.Activation("softmax")), IMAGE, False),
+    "sparsemax": (around(layers.Activation("sparsemax")), IMAGE, False),
     "softmax-layer": (around(layers.Softmax()), IMAGE, False),
     "max-pooling": (around(layers.MaxPooling2D()), IMAGE, True),
     "pooling-of-moved-channels": (pooling_of_moved_channels, IMAGE, True),
@@ -258,6 +259,8 @@ NETWORKS = {
     "power": (lambda x: head(conv(conv(x) ** 2.0)), IMAGE, True),
     "power-of-zero": (lambda x: head(conv(conv(x) ** 0.0)), IMAGE, False),
     "sliced-rows": (sliced_rows, IMAGE, True),
+    "clip": (lambda x: head(conv(ops.clip(conv(x), -1.0, 1.0))), IMAGE, True),
+    "clip-per-channel": (lambda x: head(conv(ops.clip(conv(x), (-1.0,) * 8, (0.5,) * 8))), IMAGE, False),
     "sliced-channels": (first_channels, IMAGE, False),
     "zero-padded-shortcut": (identity_padding, IMAGE, True),
     "attention": (attention, IMAGE, False),
@@ -378,6 +381,29 @@ class ChannelScale(layers.Layer):
 def with_layer(layer):
     inputs = keras.Input(IMAGE)
     return keras.Model(inputs, head(layers.Flatten()(conv(layer(conv(inputs))))))
+
+
+def test_masks_are_whole():
+    """Of padded sequences: Keras records the comparison with the padding as an operation."""
+    words = keras.Input((12,), dtype="int32")
+    x = layers.Dense(8, activation="relu", name="dense")(layers.Embedding(20, 10, mask_zero=True)(words))
+    model = keras.Model(words, head(layers.GlobalAveragePooling1D()(x)))
+    pruned, plan = prune_channels(model, ratios={"dense": 0.5})
+    assert len(plan.kept["dense"]) == 4
+    batch = np.random.default_rng(0).integers(0, 20, (6, 12))
+    kernel, bias = model.get_layer("dense").get_weights()
+    gone = np.setdiff1d(range(8), plan.kept["dense"])
+    kernel[:, gone], bias[gone] = 0, 0
+    model.get_layer("dense").set_weights([kernel, bias])
+    np.testing.assert_allclose(pruned(batch), model(batch), atol=1e-6)
+
+
+def test_masks_of_inputs_are_whole():
+    inputs = keras.Input((6, 8)), keras.Input((6,), dtype="bool")
+    x = layers.GlobalAveragePooling1D()(layers.Dense(4, name="dense")(inputs[0]), mask=inputs[1])
+    pruned, _ = prune_channels(keras.Model(inputs, head(x)), ratio=0.5)
+    assert pruned.get_layer("dense").units == 2
+    pruned([np.zeros((2, 6, 8)), np.ones((2, 6), bool)])
 
 
 def test_unknown_layer_is_an_error_that_names_it_and_the_way_out():

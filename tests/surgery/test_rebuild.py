@@ -15,6 +15,7 @@ from law import lifelike, run
 
 from tfcompress import apply_plan, as_logits, factorize, plan_pruning, prune_channels, recalibrate
 from tfcompress.errors import UnsupportedLayerError
+from tfcompress.graph import copy_model
 from tfcompress.models import resnet
 from tfcompress.surgery import ChannelGraph
 from tfcompress.surgery.rebuild import rebuild
@@ -371,3 +372,65 @@ def test_recalibrate_takes_grey_images_without_their_channel(rng):
     for wrong in (images.reshape(64, 64), tf.data.Dataset.from_tensors(images)):
         with pytest.raises(ValueError, match=r"takes an array of shape \(N, 8, 8, 1\). Received"):
             recalibrate(model, wrong)
+
+
+class Block(layers.Layer):
+    """As many users write one: its configuration is what Keras makes of the arguments, which lack the name."""
+
+    def __init__(self, **arguments):
+        super().__init__(**arguments)
+        self.dense, self.norm = layers.Dense(6), layers.BatchNormalization()
+
+    def build(self, shape):
+        self.dense.build(shape)
+        self.norm.build((*shape[:-1], 6))
+
+    def call(self, x, training=None):
+        return self.norm(self.dense(x), training=training)
+
+
+def test_layer_of_ones_own_keeps_its_name_and_what_is_frozen_in_it():
+    block = Block(name="block")
+    model = keras.Sequential([keras.Input((6,)), block, layers.Dense(8), layers.Dense(3)])
+    block.norm.trainable = False
+    pruned, _ = prune_channels(model, ratio=0.5, skip=["block"])
+    twin = pruned.get_layer("block")
+    assert (twin.dense.trainable, twin.norm.trainable) == (True, False)
+    copy = copy_model(model).get_layer("block")
+    assert (copy.dense.trainable, copy.norm.trainable) == (True, False)
+
+
+class Scales(layers.Layer):
+    def __init__(self, count=1, **arguments):
+        super().__init__(**arguments)
+        self.scales = [self.add_weight(shape=(), initializer="ones") for _ in range(count)]
+
+    def get_config(self):
+        return {"name": self.name}
+
+    def call(self, x):
+        return x * sum(self.scales)
+
+
+def test_configuration_that_lacks_an_argument_is_named():
+    model = keras.Sequential([keras.Input((6,)), Scales(2, name="scales"), layers.Dense(8), layers.Dense(3)])
+    with pytest.raises(
+        UnsupportedLayerError, match=r"'scales' \(Scales\): has 2 weights, and a copy.* 1: .*get_config"
+    ):
+        prune_channels(model, ratio=0.5, skip=["scales"])
+
+
+@pytest.mark.parametrize("kind", ["IntegerLookup", "TextVectorization"])
+def test_adapted_vocabulary_stays(kind):
+    text = kind == "TextVectorization"
+    lookup = layers.TextVectorization(output_sequence_length=2) if text else layers.IntegerLookup()
+    words = np.array([["red fish"], ["blue fish"]]) if text else np.array([[7, 9], [5, 9]])
+    lookup.adapt(words)
+    inputs = keras.Input(words.shape[1:], dtype="string" if text else "int64")
+    x = layers.Dense(8, name="dense")(layers.Flatten()(layers.Embedding(9, 4)(lookup(inputs))))
+    model = keras.Model(inputs, layers.Dense(3)(x))
+    pruned, _ = prune_channels(model, ratio=0.5)
+    assert pruned.get_layer("dense").units == 4
+    known = pruned.get_layer(lookup.name)(keras.ops.convert_to_tensor(words) if not text else words)
+    np.testing.assert_array_equal(known, lookup(words))
+    assert np.asarray(known).max() > 2  # none of them is unknown

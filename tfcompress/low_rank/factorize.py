@@ -18,6 +18,7 @@ from tfcompress.graph import (
     copy_trainable,
     is_nested_model,
     model_inputs,
+    paired_variables,
     take_statistics,
     walk,
 )
@@ -281,7 +282,7 @@ def _build(model, chosen):
             twins += [(old.kernel, new.kernel), (old.kernel, second.kernel)]
             twins += [(old.bias, second.bias)] if old.use_bias else []
         elif not is_nested_model(old):
-            for source, target in zip(getattr(old, "variables", ()), getattr(new, "variables", ())):
+            for source, target in paired_variables(old, new):
                 target.assign(keras.ops.convert_to_numpy(source))
                 twins.append((source, target))
     take_statistics(thinner)

@@ -64,11 +64,15 @@ def load_model(path):
     _check_stock(path, version, config)
     model = _from_keras2(path) if _is_keras2(version) else _load(path, keras.saving.load_model)
     if not getattr(model, "inputs", None):
-        raise ModelError(
-            f"{path} holds a model that has not been built. Begin it with keras.Input(shape), or call it on data once, "
-            "and save it again"
-        )
+        raise _not_built(path)
     return _in_float32(model)
+
+
+def _not_built(path):
+    return ModelError(
+        f"{path} holds a model that has not been built. Begin it with keras.Input(shape), or call it on data once, "
+        "and save it again"
+    )
 
 
 def _in_float32(model):
@@ -229,6 +233,8 @@ def _from_keras2(path):
     from tfcompress.keras2 import tf_keras
 
     source = _load(path, tf_keras.models.load_model)
+    if not getattr(source, "inputs", None):
+        raise _not_built(path)
     config = _translate_model(path, source.get_config())
     try:
         model = (keras.Sequential if isinstance(source, tf_keras.Sequential) else keras.Model).from_config(config)

@@ -116,7 +116,7 @@ def allocate(model, sparsity, allocation="lamp"):
     rest = {name: w for name, w in weights.items() if name not in fixed}
     zeros = sparsity * sum(map(np.size, weights.values())) - sum(fixed[name] * weights[name].size for name in fixed)
     open_share = zeros / max(sum(map(np.size, rest.values())), 1)
-    if not -1e-3 <= open_share < 1 or (not rest and abs(zeros) >= 1):
+    if not -1e-3 <= open_share < 1 if rest else abs(zeros) >= 1:
         raise ValueError(f"a total sparsity of {sparsity} cannot be reached with {allocation}")
     if allocation == "uniform":
         return dict.fromkeys(rest, sparsity)

@@ -101,7 +101,8 @@ class Chooser:
             raise ValueError("macs_reduction needs a model with a fixed input size: its height or width is open.")
         if not everything:
             raise ValueError(
-                f"There are no {what} to remove: {self.graph.model.name!r} has neither convolutions nor dense layers."
+                f"There are no {what} to remove: {self.graph.model.name!r} has no convolutions or dense layers that "
+                "are counted; within TimeDistributed and recurrent layers none are."
             )
 
         def reduction(counts, alive=self._first):

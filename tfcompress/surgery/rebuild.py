@@ -10,6 +10,7 @@ from tfcompress.graph import (
     copy_operation,
     copy_trainable,
     is_nested_model,
+    paired_variables,
     take_statistics,
 )
 from tfcompress.surgery.channel_graph import ChannelGraph
@@ -52,7 +53,7 @@ def rebuild(graph, alive):
     take_statistics(model)
     copy_trainable(graph.model, model)
     for old, new in clones.values():
-        copy_frozen(zip(getattr(old, "variables", ()), getattr(new, "variables", ())))
+        copy_frozen(paired_variables(old, new))
     return model
 
 
@@ -80,7 +81,7 @@ def _clone_nested(graph, model, kept, clone):
 
 
 def _assign(graph, alive, old, new):
-    for source, target in zip(getattr(old, "variables", ()), getattr(new, "variables", ())):
+    for source, target in paired_variables(old, new):
         value = np.asarray(keras.ops.convert_to_numpy(source))
         for axis, indices in graph.indices(source, alive).items():
             if len(indices) < value.shape[axis]:
