@@ -34,6 +34,8 @@ def replacing(path):
         raise type(error)(f"Cannot write {path}: {error.strerror}.") from error
     try:
         yield part
+        with open(part, "rb+") as file:  # else a crash of the machine may leave an empty file under the new name
+            os.fsync(file.fileno())
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)

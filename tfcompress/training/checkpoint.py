@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import zipfile
 from pathlib import Path
 
@@ -29,8 +28,6 @@ def save_checkpoint(path, arrays, meta):
     header = json.dumps({**meta, "sha256": digest(arrays)})
     with replacing(path) as part, open(part, "wb") as file:
         np.savez(file, meta=np.array(header), **{f"array_{i}": array for i, array in enumerate(arrays)})
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def load_checkpoint(path):

@@ -26,7 +26,7 @@ class TrainingConfig:
         crop_padding: random crop after padding every side by so many zero pixels.
         flip: random horizontal flip.
         rotation: random rotation by at most so many degrees, bilinear.
-        scaling: random zoom by a factor in [1 - scaling, 1 + scaling], bilinear.
+        scaling: random zoom by a factor in [1 - scaling, 1 + scaling], bilinear; in [0, 1).
         cutout: side in pixels of a square at a random place that is hidden (DeVries & Taylor 2017, "Improved
             regularization of convolutional neural networks with cutout").
         cutmix: fraction of the images, in [0, 1], that show another one in a rectangle; their labels are mixed by area
@@ -67,11 +67,12 @@ class TrainingConfig:
         for name in ("learning_rate", "temperature"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive. Received: {getattr(self, name)}")
-        for name in ("warmup_epochs", "weight_decay", "crop_padding", "rotation", "scaling", "cutout"):
+        for name in ("warmup_epochs", "weight_decay", "crop_padding", "rotation", "cutout"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative. Received: {getattr(self, name)}")
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing must be in [0, 1). Received: {self.label_smoothing}")
+        for name in ("label_smoothing", "scaling"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1). Received: {getattr(self, name)}")
         if not 0 <= self.cutmix <= 1:
             raise ValueError(f"cutmix must be in [0, 1]. Received: {self.cutmix}")
         if not 0 <= self.distillation_weight <= 1:

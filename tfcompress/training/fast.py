@@ -6,7 +6,7 @@ import math
 
 import keras
 
-from tfcompress.graph import copy_model, copy_operation
+from tfcompress.graph import copy_model, copy_operation, is_nested_model, producer
 
 _DEPTHWISE = (keras.layers.DepthwiseConv2D, keras.layers.SeparableConv2D)
 
@@ -14,6 +14,8 @@ _DEPTHWISE = (keras.layers.DepthwiseConv2D, keras.layers.SeparableConv2D)
 @contextlib.contextmanager
 def training_clone(model, precision="float32"):
     """Gives the model to train in place of `model`, and copies the weights back when the block ends.
+
+    After an exception, `model` has the weights that it had before, so that the same training can be tried again.
 
     For tf_keras models, and in float32 for models that Keras cannot clone, that is `model` itself. Else it is a clone,
     so that `model` stays compiled as it was: Keras could not load its file if it were saved with the optimizer of
@@ -30,10 +32,11 @@ def training_clone(model, precision="float32"):
     if not isinstance(model, keras.Model):
         if precision != "float32":
             raise ValueError(f"tf_keras models train in float32. Received: precision={precision!r}")
-        yield model
+        with _restored_on_error(model):
+            yield model
         return
     fused = keras.backend.backend() == "tensorflow"
-    outputs = {tensor._keras_history.operation.name for tensor in model.outputs}
+    outputs = _output_layers(model)
     cpu = fused and not _has_gpu()
     depthwise = cpu and any(isinstance(layer, _DEPTHWISE) for layer in model._flatten_layers())
 
@@ -43,7 +46,7 @@ def training_clone(model, precision="float32"):
         changes, cls = {}, type(layer)
         if fused and _is_fusible(layer):
             cls = _fused_batch_normalization()
-        if precision != "float32" and layer.name not in outputs:
+        if precision != "float32" and id(layer) not in outputs:
             product = cpu and _can_be_a_product(layer)
             if not depthwise or (product and layer.kernel_size == (1, 1)):
                 changes["dtype"] = precision
@@ -58,12 +61,30 @@ def training_clone(model, precision="float32"):
             raise
         clone = None
     if clone is None:
-        yield model
+        with _restored_on_error(model):
+            yield model
         return
+    yield clone
+    model.set_weights(clone.get_weights())
+
+
+@contextlib.contextmanager
+def _restored_on_error(model):
+    weights = model.get_weights()
     try:
-        yield clone
-    finally:
-        model.set_weights(clone.get_weights())
+        yield
+    except BaseException:  # an interruption by the user, too
+        model.set_weights(weights)
+        raise
+
+
+def _output_layers(model):
+    """The ids of the layers that produce a model's outputs, of a model in it those that produce its outputs."""
+    found = set()
+    for tensor in model.outputs:
+        operation, _ = producer(tensor)
+        found |= _output_layers(operation) if is_nested_model(operation) else {id(operation)}
+    return found
 
 
 def _is_fusible(layer):

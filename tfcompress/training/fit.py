@@ -47,7 +47,8 @@ def fit(
     The same call with the same `directory` resumes an interrupted training and ends with the weights, bit for bit, of
     an uninterrupted one (on one machine, with the same versions and number of threads); a finished one is loaded.
 
-    Layers that are frozen (`trainable=False`) stay as they are, and are counted on stderr.
+    Layers that are frozen (`trainable=False`) stay as they are, and are counted on stderr. After an error or an
+    interruption the model has the weights it came with.
 
     Args:
         model: a built Keras 3 or tf_keras model with one image input that returns logits. A Keras 3 model stays
@@ -295,7 +296,8 @@ def check_data(model, images, labels):
     inputs = getattr(model, "inputs", None)
     if inputs and len(inputs) != 1:
         raise ValueError(f"a classifier with one input is expected. Received: {len(inputs)} inputs")
-    if tuple(images.shape[1:]) != tuple(model.input_shape[1:]):
+    expected = tuple(model.input_shape[1:])
+    if images.ndim != len(expected) + 1 or any(b not in (None, a) for a, b in zip(images.shape[1:], expected)):
         raise ValueError(f"the model takes images of shape {model.input_shape[1:]}. Received: {images.shape[1:]}")
     if images.dtype != np.uint8 and not np.isfinite(images).all():
         raise ValueError("images must be finite. Received: NaN or infinite values")

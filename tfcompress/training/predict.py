@@ -32,9 +32,15 @@ def accuracy(model, images, labels):
     """Top-1 accuracy, a fraction in [0, 1], of a model on images (N, H, W, C) with integer or one-hot labels.
 
     Raises:
-        ValueError: the model takes integers, its output is not (N, classes), or labels that are neither.
+        ValueError: the model takes integers, its output is not (N, classes), labels that are neither, or are not as
+            many as the images, or no images.
     """
+    labels = as_classes(labels)
+    if len(images) != len(labels) or len(images) == 0:
+        raise ValueError(
+            f"images and labels must be equally many, at least one. Received: {len(images)}, {len(labels)}"
+        )
     logits = predict(model, images)
     if logits.ndim != 2 or logits.shape[1] < 2:
         raise ValueError(f"A classifier with one output per class is expected. Received: outputs {logits.shape}")
-    return float(np.mean(logits.argmax(-1) == as_classes(labels)))
+    return float(np.mean(logits.argmax(-1) == labels))
