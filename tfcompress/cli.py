@@ -105,7 +105,7 @@ def _parser():
     sub.add_argument(
         "--ratios", type=_fractions, help="fractions to remove, with commas (default: 0.1,0.3,0.5,0.7,0.9)"
     )
-    sub.add_argument("--images", type=int, default=2000, help="held-out images to measure on (default: 2000)")
+    sub.add_argument("--images", type=_count, default=2000, help="held-out images to measure on (default: 2000)")
     sub.add_argument("--plot", help="image file to draw the curves into")
     sub.add_argument("-o", "--output", help="file for tfcompress prune --scope, .json")
 
@@ -214,7 +214,7 @@ def _parser():
     sub.add_argument("model", metavar="MODEL", help=f"the reference: {_MODEL}, or .tflite")
     sub.add_argument("other", metavar="OTHER", help="the other one: the same")
     _add_data(sub, holds_out=False)
-    sub.add_argument("--images", type=int, default=32, help="images to compare on (default: 32)")
+    sub.add_argument("--images", type=_count, default=32, help="images to compare on (default: 32)")
 
     sub = command(
         "compress",
@@ -298,6 +298,12 @@ def _fractions(text):
     return tuple(float(word) for word in _words(text))
 
 
+def _count(text):
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"a whole number above 0 is expected. Received: {text}")
+    return int(text)
+
+
 def _version():
     from tfcompress import __version__
 
@@ -325,7 +331,7 @@ def _profile(options):
     model = _load_model(options.model)
     profile = tfc.profile(model)
     print(profile)
-    print(f"\nbytes: {4 * profile.params:,} in float32, about {profile.params:,} in int8")
+    print(f"\nbytes: {profile.float32_bytes:,} in float32, about {profile.params:,} in int8")
 
 
 def _groups(options):
@@ -341,8 +347,8 @@ def _sensitivity(options):
     from tfcompress.files import write_text
 
     if options.plot:
-        _in_a_folder(options.plot)
-    output = options.output and _output(options.output, ".json")
+        _check_plot(options.plot)
+    output = options.output and _output(options, ".json")
     model, data = _model_and_data(options)
     x, y = sample(options.images, *data.validation)
     arguments = {"ratios": options.ratios} if options.ratios else {}
@@ -365,7 +371,7 @@ def _prune(options):
     names = ("criterion", "ratio", "macs_reduction", "params_reduction", "scope", "round_to", "skip")
     plan = _shrink(options, "smaller model (-o small.keras)", names, tfc.prune_channels, tfc.plan_pruning)
     if not options.dry_run:
-        path = _output(options.output, ".keras").with_suffix(".plan.json")
+        path = _output(options, ".keras").with_suffix(".plan.json")
         print(f"written: {write_text(path, plan.to_json())}")
 
 
@@ -406,7 +412,7 @@ def _shrink(options, what, names, function, plan_only):
         plan = plan_only(model, **arguments)
         print(plan)
         return plan
-    output, images = _output(options.output, ".keras"), None
+    output, images = _output(options, ".keras"), None
     if options.data:
         from tfcompress.compression.compress import calibration_images
 
@@ -425,7 +431,7 @@ def _finetune(options):
     from tfcompress.outputs import as_logits, trainable_logits, with_softmax
     from tfcompress.training import fit
 
-    output = _output(options.output, ".keras")
+    output = _output(options, ".keras")
     model, data = _model_and_data(options)
     model, had_softmax = trainable_logits(model)
     teacher = as_logits(_load_model(options.teacher))[0] if options.teacher else None
@@ -451,7 +457,7 @@ def _quantize(options):
         raise CommandError(f"{', '.join(given)}: only with --qat, for its training")
     if options.qat and options.precision != "int8":
         raise CommandError(f"--qat gives int8 files. Received: --precision {options.precision}")
-    output = _output(options.output, ".tflite")
+    output = _output(options, ".tflite")
     if not options.qat:
         options.held_out = None  # no choices are made
     model, data = _model_and_data(options)
@@ -478,6 +484,7 @@ def _evaluate(options):
     import numpy as np
 
     import tfcompress as tfc
+    from tfcompress.datasets.arrays import as_float
     from tfcompress.training import accuracy
 
     if options.model.endswith(".tflite"):
@@ -490,6 +497,8 @@ def _evaluate(options):
     else:
         model, data = _model_and_data(options)
     parts = [data.test] if data.test else [part for part in (data.train, data.validation) if part]
+    if len({x.dtype for x, _ in parts}) > 1:  # uint8 pixels, and floats that have been divided already
+        parts = [(as_float(x), y) for x, y in parts]
     x, y = (np.concatenate(arrays) for arrays in zip(*parts))
     top1 = tfc.evaluate_tflite(options.model, x, y) if options.model.endswith(".tflite") else accuracy(model, x, y)
     print(
@@ -541,7 +550,7 @@ def _compress(options):
         )
         return
     model, data = _model_and_data(options)
-    command = f"tfcompress {shlex.join(sys.argv[1:])}" if sys.argv[0].endswith("tfcompress") else None
+    command = f"tfcompress {shlex.join(sys.argv[1:])}" if sys.argv[0].endswith(("tfcompress", "__main__.py")) else None
     result = compress(model, data, recipe, options.output, source=options.model, command=command)
     print(f"\n{result}\nreport: {result.folder / 'report.html'}")
 
@@ -608,13 +617,28 @@ def _training(options, precision="float32"):
     )
 
 
-def _output(path, suffix):
+def _output(options, suffix):
+    """The path of -o, with this ending, in a folder that exists, and none that the command reads."""
     import pathlib
 
-    path = pathlib.Path(path)
+    path = pathlib.Path(options.output)
     if path.suffix != suffix:
         raise CommandError(f"the output is a {suffix} file. Received: -o {path}")
+    for name in ("model", "teacher"):
+        source = getattr(options, name, None)
+        if source and pathlib.Path(source).resolve() == path.resolve():
+            raise CommandError(f"the output would replace the {name} that is read. Received: -o {path}; name another")
     return _in_a_folder(path)
+
+
+def _check_plot(path):
+    import pathlib
+
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    if pathlib.Path(path).suffix[1:] not in FigureCanvasBase.filetypes:
+        raise CommandError(f"the plot is a .png, .svg or .pdf file. Received: --plot {path}")
+    _in_a_folder(path)
 
 
 def _in_a_folder(path):

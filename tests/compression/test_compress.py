@@ -5,6 +5,7 @@ import dataclasses
 import json
 import re
 import resource
+import shutil
 import subprocess
 import sys
 
@@ -364,6 +365,17 @@ def test_whole_way_by_command(files, capsys):
     assert f"{summary['file']['top1']:.2%}" in out and "report.html" in out
 
 
+def test_prunings_that_are_no_plan_together_are_found_before_anything_runs():
+    model = keras.Sequential(
+        [keras.Input((8, 8, 3)), layers.Conv2D(8, 3), layers.Conv2D(8, 3, groups=2, name="grouped")]
+    )
+    for layer in (layers.Conv2D(8, 3), layers.GlobalAveragePooling2D(), layers.Dense(3)):
+        model.add(layer)
+    recipe = load_recipe([{"prune": {"ratio": 0.75}}, {"prune": {"ratio": 0.5}}, {"export": {}}])
+    with pytest.raises(ValueError, match=r"step 2.*second plan is for another network.*'grouped'"):
+        plan(model, recipe)
+
+
 def test_what_qat_cannot_do_is_found_before_anything_runs(data, tmp_path):
     base = keras.Sequential([keras.Input((28, 28, 1)), layers.Conv2D(4, 5, strides=3)])
     inputs = keras.Input((28, 28, 1))
@@ -421,6 +433,14 @@ def test_pixels_in_the_wrong_range_are_found_before_anything_is_trained(files, m
     assert code == 0 and err.startswith("warning: The model recognizes")
 
 
+@pytest.mark.parametrize("name", ["run.json", "original/measured.json", "1-prune/plan.json"])
+def test_damaged_file_of_a_run_is_named(done, model, data, tmp_path, name):
+    folder = shutil.copytree(done.folder, tmp_path / "out")
+    (folder / "steps" / name).write_text("")
+    with pytest.raises(ValueError, match=f"{re.escape(str(folder / 'steps' / name))} is damaged"):
+        compress(model, data, RECIPE, folder)
+
+
 def test_data_without_validation_are_refused(model, data, tmp_path):
     with pytest.raises(ValueError, match="data need validation images"):
         compress(model, dataclasses.replace(data, validation=None), RECIPE, tmp_path / "out")
@@ -437,6 +457,10 @@ def test_a_loss_of_ones_own_and_bad_arrays(model, data, tmp_path):
         compress(model, (x, y + 1), steps, tmp_path / "other")
     with pytest.raises(ValueError, match="Received: int64"):
         compress(model, (x.astype("int64"), y), steps, tmp_path / "other")
+    with pytest.raises(ValueError, match=r"data must be \(images, labels\).*Received: tuple of 4"):
+        compress(model, (x, y, x, y), steps, tmp_path / "other")
+    with pytest.raises(ValueError, match="leaves no training image of class 0"):
+        compress(model, (x[:20], np.array([0] + [1] * 18 + [2])), steps, tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
 
@@ -478,6 +502,13 @@ def test_arrays_without_the_last_class_still_name_every_output(model, data, tmp_
         (["evaluate", "{model}", "--data", "{data}", "--scaling", "-1-1", "--class-names", "a,b"], 1, "class"),
         (["compress", "{model}", "--data", "{data}"], 2, "-o out"),
         (["compress", "{model}", "--data", "{data}", "--recipe", "tiny", "-o", "{folder}/x"], 1, "no recipe 'tiny'"),
+        (["sensitivity", "{model}", "--data", "{data}", "--plot", "curves"], 2, ".png, .svg or .pdf"),
+        (["finetune", "{model}", "--data", "{data}", "-o", "{model}"], 2, "would replace the model that is read"),
+        (
+            ["finetune", "a.keras", "--data", "{data}", "--teacher", "{model}", "-o", "{model}"],
+            2,
+            "would replace the teacher",
+        ),
         (["compare", "a.tflite", "b.tflite", "--data", "{data}"], 2, "must be a Keras model"),
     ],
 )
@@ -486,6 +517,24 @@ def test_bad_input_is_one_line(files, capsys, arguments, code, message):
     got, _, err = run(capsys, *[argument.format(**names) for argument in arguments])
     assert got == code and message in err
     assert len(err.strip().splitlines()) == 1 and "Traceback" not in err
+
+
+def test_number_of_images_is_above_zero(files, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        run(capsys, "compare", files / "model.keras", files / "model.keras", "--data", "x.npz", "--images", "-1")
+    assert "--images: a whole number above 0 is expected. Received: -1" in capsys.readouterr().err
+
+
+def test_accuracy_over_pixels_and_fractions(files, digits, capsys, tmp_path):
+    """Training pixels and held-out floats are images of one kind when their accuracy is measured together."""
+    x, y = digits.x_train[:100], digits.y_train[:100]
+    np.savez(tmp_path / "pixels.npz", x=x, y=y)
+    np.savez(tmp_path / "mixed.npz", x=x[:60], y=y[:60], x_val=x[60:].astype("float32") / 255, y_val=y[60:])
+    said = [
+        run(capsys, "evaluate", files / "model.keras", "--data", tmp_path / name)[1]
+        for name in ("pixels.npz", "mixed.npz")
+    ]
+    assert "of 100 images" in said[0] and said[0] == said[1]
 
 
 @contextlib.contextmanager

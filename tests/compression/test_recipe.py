@@ -119,6 +119,7 @@ def test_quantization_keeps_what_the_steps_before_it_made_unless_told_otherwise(
     assert kept(sparsify) == {"preserve_sparsity": True}
     assert kept(share) == kept(sparsify, share) == {"preserve_sharing": True}
     assert kept(sparsify, preserve_sparsity=False) == {"preserve_sparsity": False}
+    assert kept(sparsify, share, preserve_sharing=False) == {"preserve_sharing": False, "preserve_sparsity": True}
 
 
 def test_augmentation_goes_to_every_training_step():

@@ -189,7 +189,8 @@ def test_wrong_settings_are_named(npz):
     assert "class_names must hold 3 names, one per output. Received: 2" in refused(
         path, classes=3, class_names=("a", "b")
     )
-    assert "too few to hold out 90%" in refused(path, held_out=0.9)
+    assert "must be different ones. Received: a, b, a" in refused(path, classes=3, class_names=("a", "b", "a"))
+    assert "3 training images are too few to hold out 3" in refused(path, held_out=0.9)
 
 
 def test_class_names_are_kept(npz):

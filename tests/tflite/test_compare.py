@@ -8,6 +8,7 @@ import tf_keras
 
 import tfcompress as tfc
 from tfcompress.tflite import flatbuffer
+from tfcompress.tflite.compare import Comparison, LayerSNR
 from tfcompress.tflite.evaluate import open_interpreter
 
 LAYERS = ["conv1", "pool1", "conv2", "flatten", "fc1", "logits"]
@@ -42,6 +43,12 @@ def test_snr_is_the_textbooks(small_model, small_images):
     assert list(snr) == LAYERS
     assert snr["conv1"] == snr["pool1"] == np.inf
     assert snr["conv2"] == pytest.approx(20, abs=1e-3)  # an error of a tenth; the biases are zero
+
+
+def test_of_dead_layers_the_first_is_the_worst():
+    ratios = {"conv": 35, "dead_relu": -np.inf, "dead_pool": -np.inf, "fc": 20, "logits": 12}
+    comparison = Comparison(tuple(LayerSNR(name, (1,), snr) for name, snr in ratios.items()))
+    assert comparison.worst.name == "dead_relu"
 
 
 @pytest.mark.parametrize("layer", ["conv1", "conv2", "fc1", "logits"])

@@ -15,7 +15,6 @@ from tfcompress.compression.recipe import load_recipe
 from tfcompress.files import is_temporary, save_model, write_text
 from tfcompress.graph import copy_model, is_channels_first, network_of
 
-VERSION = 1
 SETTLED = "weights.npz"
 MEASURED_IMAGES = 5000
 PROBES = 512  # held-out images that tell what pruning one layer does
@@ -42,9 +41,9 @@ class Compressed:
 
     def __str__(self):
         first, last = self.summary["steps"][0], self.summary["file"]
-        speed = first["latency_ms"] / last["latency_ms"]
+        size, speed = first["bytes"] / last["bytes"], first["latency_ms"] / last["latency_ms"]
         return (
-            f"{self.file.path}: {first['bytes'] / last['bytes']:.1f} times smaller, "
+            f"{self.file.path}: {max(size, 1 / size):.1f} times {'smaller' if size >= 1 else 'larger'}, "
             f"{max(speed, 1 / speed):.1f} times {'faster' if speed >= 1 else 'slower'} than the float32 file, "
             f"top-1 {last['top1']:.2%} on {last['top1_of']} images (before {last['top1_before']:.2%})"
         )
@@ -138,7 +137,7 @@ def plan(model, recipe):
     from tfcompress.quantization.weight_sharing import shareable
 
     shrinking = {"prune": prune_channels, "factorize": factorize}
-    plans = []
+    plans, whole = [], None
     for step in recipe.steps:
         try:
             if step.kind in shrinking:
@@ -147,6 +146,9 @@ def plan(model, recipe):
                     options["scope"] = "layer"
                 model, made = shrinking[step.kind](model, **options)
                 plans.append(made)
+            if step.kind == "prune":
+                # Not of a grouped convolution that the first pruning has left with one channel for each group.
+                whole = whole.then(made) if whole else made
             elif step.kind == "share":
                 shareable(model, step.options.get("skip", ()))
         except ValueError as error:
@@ -263,7 +265,7 @@ class _Run:
 
         wider, path = self.network, directory / "plan.json"
         if (directory / SETTLED).exists():
-            plan = PruningPlan.from_json(path.read_text())
+            plan = _read(path, PruningPlan.from_json)
             self.network = apply_plan(wider, plan)
         else:
             options = dict(step.options)
@@ -282,7 +284,7 @@ class _Run:
         from tfcompress.datasets.arrays import as_float, sample
 
         if path.exists():
-            return Sensitivity.from_json(path.read_text())
+            return _read(path, Sensitivity.from_json)
         x, y = sample(PROBES, *self.data.validation)
         arguments = {name: step.options[name] for name in ("criterion", "skip") if name in step.options}
         measured = sensitivity(self.network, as_float(x), y, verbose=True, **arguments)
@@ -391,7 +393,7 @@ class _Run:
         directory = self.folder / "steps" / name
         stored = directory / "measured.json"
         if stored.exists():
-            row = json.loads(stored.read_text())
+            row = _read(stored, json.loads)
         else:
             directory.mkdir(parents=True, exist_ok=True)
             precision = precision or ("int8" if is_quantization_aware(model) else "float32")
@@ -419,15 +421,15 @@ def _lower_dropout(network, wider):
     """Fewer channels need less dropout: rate * sqrt(channels after / before) (Han et al. 2015, equation 3)."""
     import keras
 
-    for layer in network.layers:
-        if isinstance(layer, keras.layers.Dropout):
-            layer.rate *= (layer.output.shape[-1] / wider.get_layer(layer.name).output.shape[-1]) ** 0.5
+    for layer, before in zip(network._flatten_layers(), wider._flatten_layers(), strict=True):
+        if isinstance(layer, keras.layers.Dropout) and layer._inbound_nodes:
+            layer.rate *= (layer.output.shape[-1] / before.output.shape[-1]) ** 0.5
 
 
 def _publish(run, recipe, source, command):
     """Writes the output folder's files."""
     from tfcompress import __version__, benchmark_interleaved, evaluate_tflite, profile
-    from tfcompress.compression.report import write_report
+    from tfcompress.compression.report import VERSION, write_report
     from tfcompress.outputs import with_softmax
     from tfcompress.reporting import environment
 
@@ -525,19 +527,26 @@ def _layers(model, before, after):
 
 
 def _as_user_data(data, model):
-    from tfcompress.datasets import UserData, split_validation
+    from tfcompress.datasets import UserData
     from tfcompress.datasets.arrays import as_classes
+    from tfcompress.datasets.user import hold_out
     from tfcompress.training.fit import check_data
 
     if isinstance(data, UserData):
         if not data.validation:
             raise ValueError("data need validation images, to compare the steps on: load_user_data(..., held_out=0.1)")
         return data
+    if not isinstance(data, tuple | list) or len(data) != 2:
+        received = f"{type(data).__name__}" + (f" of {len(data)}" if isinstance(data, tuple | list) else "")
+        raise ValueError(
+            "data must be (images, labels), two arrays, or what tfcompress.datasets.load_user_data returns, which has "
+            f"validation and test images of their own, too. Received: {received}"
+        )
     x, y = np.asarray(data[0]), as_classes(data[1])
     if x.dtype != np.uint8 and not np.issubdtype(x.dtype, np.floating):
         raise ValueError(f"images must be uint8 pixels, or floats as the model takes them. Received: {x.dtype}")
     names = tuple(str(i) for i in range(check_data(model, x, y)))
-    train, validation = split_validation(x, y, max(1, len(x) // 10))
+    train, validation = hold_out("data", x, y, max(1, len(x) // 10))
     scaling = "0-1" if x.dtype == np.uint8 or (x.min() >= 0 and x.max() <= 1) else "none"
     return UserData(train, validation, None, names, scaling, "arrays")
 
@@ -559,7 +568,7 @@ def _is_claimed(folder, identity):
     """Whether the folder is this run's already; refuses one that is another's."""
     stored = folder / "steps" / "run.json"
     if stored.exists():
-        found, identity = json.loads(stored.read_text()), json.loads(json.dumps(identity))
+        found, identity = _read(stored, json.loads, folder), json.loads(json.dumps(identity))
         different = [key for key in identity if found.get(key, identity[key]) != identity[key]]
         if different:
             raise ValueError(
@@ -581,6 +590,14 @@ def _claim(folder, identity):
     stored = folder / "steps" / "run.json"
     stored.parent.mkdir(parents=True, exist_ok=True)
     write_text(stored, json.dumps(identity))
+
+
+def _read(path, parse, delete=None):
+    """What a text file of a run holds; where it is damaged, the error says which path to delete."""
+    try:
+        return parse(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); delete {delete or path} to compute it again") from error
 
 
 def _percent(fraction):

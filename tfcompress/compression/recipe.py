@@ -253,16 +253,20 @@ def _checked(items):
     precision = steps[-1].options.get("precision", "int8")
     if "qat" in kinds and precision != "int8":
         raise RecipeError(f"{steps[-1].place}: after qat the precision is int8. Received: {precision}")
-    # What a step before it made stays, unless the recipe says otherwise; equal weights that stay equal keep zeros, too.
-    kept = "preserve_sharing" if "share" in kinds else "preserve_sparsity" if "sparsify" in kinds else None
-    if not kept:
-        return steps
     return tuple(
-        dataclasses.replace(step, options={**step.options, kept: step.options.get(kept, True)})
-        if step.kind == "qat"
-        else step
+        dataclasses.replace(step, options=_preserving(step.options, kinds)) if step.kind == "qat" else step
         for step in steps
     )
+
+
+def _preserving(options, kinds):
+    """The options of a `qat` in which what a step before it made stays, unless they say otherwise."""
+    options = dict(options)
+    if "share" in kinds:
+        options.setdefault("preserve_sharing", True)
+    if "sparsify" in kinds and not options.get("preserve_sharing"):  # equal weights that stay equal keep zeros, too
+        options.setdefault("preserve_sparsity", True)
+    return options
 
 
 def _step(item, place):

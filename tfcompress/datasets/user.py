@@ -101,6 +101,8 @@ def load_user_data(
         raise DataError(f"held_out must be a fraction between 0 and 1. Received: {held_out}")
     if class_names is not None and classes is not None and len(class_names) != classes:
         raise DataError(f"class_names must hold {classes} names, one per output. Received: {len(class_names)}")
+    if class_names is not None and len(set(class_names)) != len(class_names):
+        raise DataError(f"class_names must be different ones. Received: {', '.join(class_names)}")
     shape = tuple(input_shape)
     if str(source).startswith("tfds:"):
         parts, found = _read_tfds(source, shape)
@@ -121,7 +123,8 @@ def load_user_data(
         for part, (x, _) in parts.items()
     }
     if "validation" not in parts and held_out is not None:
-        parts["train"], parts["validation"] = _split(source, *parts["train"], held_out, seed)
+        x, y = parts["train"]
+        parts["train"], parts["validation"] = hold_out(source, x, y, max(1, round(len(x) * held_out)), seed)
     return UserData(parts["train"], parts.get("validation"), parts.get("test"), names, scaling, str(source))
 
 
@@ -337,14 +340,18 @@ def _fills(low, high, scaling):
     return scaling == "none" or high - low >= 0.9 * 255 * SCALINGS[scaling][0]
 
 
-def _split(source, x, y, held_out, seed):
-    count = max(1, round(len(x) * held_out))
+def hold_out(source, x, y, count, seed=0):
+    """What `split_validation` returns, with images of all classes left to train on.
+
+    Raises:
+        DataError: images so few that none of some class are left.
+    """
     if count >= len(x):
-        raise DataError(f"{source}: {len(x)} training images are too few to hold out {held_out:.0%} for validation")
+        raise DataError(f"{source}: {len(x)} training images are too few to hold out {count} for validation")
     train, validation = split_validation(x, y, count, seed)
     if lost := [str(label) for label in sorted(set(y.tolist()) - set(train[1].tolist()))]:
         raise DataError(
-            f"{source}: holding out {held_out:.0%} leaves no training image of class {listed(lost)}; give it more "
-            "images, or a validation part of your own"
+            f"{source}: holding out {count} of {len(x)} images leaves no training image of class {listed(lost)}; give "
+            "it more images, or a validation part of your own"
         )
     return train, validation

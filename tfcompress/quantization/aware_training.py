@@ -42,8 +42,9 @@ def quantization_aware_training(
         y: (N,) integer labels.
         config: a `TrainingConfig`.
         preserve_sparsity: whether weights that are zero stay zero.
-        preserve_sharing: whether weights that `share_weights` made equal stay equal, and zeros zero. Where a BatchNorm
-            follows a dense layer, that is so within each unit: int8 folds its scales into the weights.
+        preserve_sharing: whether weights that `share_weights` made equal stay equal, in kernels with at least twice as
+            many weights as values, and zeros zero. Where a BatchNorm follows a dense layer, that is so within each
+            unit: int8 folds its scales into the weights.
         input_range: (smallest, largest) value of the model's inputs; (0, 1) for pixels / 255.
         teacher: a model to be distilled from, a `CachedTeacher`, or None.
         validation: (images, labels) to measure after each epoch, or None.

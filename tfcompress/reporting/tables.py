@@ -85,8 +85,9 @@ def compare_with_published(summary):
     """Sets ours beside every published point of an experiment and data set.
 
     Of the variants that a point allows, ours is the one that meets most of its targets (or published numbers, where we
-    set no target) other than accuracy, among those the one with the best accuracy on validation images, and among equal
-    ones the smallest after compression. Test accuracy chooses nothing.
+    set no target) other than accuracy, among those the one that diverges least from the baseline on validation images
+    (where that was not measured, the one with the best accuracy on them), and among equal ones the smallest after
+    compression. Test accuracy chooses nothing.
 
     Args:
         summary: a `Summary`.

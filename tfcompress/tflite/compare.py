@@ -48,7 +48,7 @@ class Comparison:
         """
         falls, level = [], CLEAN_DB
         for layer in self.layers:
-            falls.append(level - layer.snr)
+            falls.append(level - layer.snr if level > -np.inf else -np.inf)  # behind a dead layer all is dead
             level = min(level, layer.snr)
         return self.layers[int(np.argmax(falls))]
 

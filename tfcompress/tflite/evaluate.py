@@ -4,7 +4,7 @@ import pathlib
 
 import numpy as np
 
-from tfcompress.datasets.arrays import as_classes
+from tfcompress.datasets.arrays import as_classes, as_float
 
 BATCH = 100
 THREADS = 2
@@ -121,12 +121,6 @@ def dequantize(values, details):
     return values if scale == 0 else (values - np.float32(zero_point)) * np.float32(scale)
 
 
-def to_float(x):
-    """uint8 pixels / 255, anything else as float32."""
-    x = np.asarray(x)
-    return x.astype(np.float32) / np.float32(255) if x.dtype == np.uint8 else x.astype(np.float32)
-
-
 def as_arrays(x, count):
     """The inputs of a model that has so many of them as a list of float arrays, equally many examples each."""
     arrays = list(x) if isinstance(x, list | tuple) and count > 1 else [x]
@@ -137,7 +131,7 @@ def as_arrays(x, count):
             f"The model has {count} inputs: x must be an array of examples for each, equally many, in a list if there "
             f"are several. Received: {received}"
         )
-    return [to_float(array) for array in arrays]
+    return [as_float(np.asarray(array)) for array in arrays]
 
 
 def checked_inputs(x, sources):
