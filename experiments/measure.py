@@ -78,6 +78,8 @@ def record(task, dataset, split, variants, select, top5=False):
     from tfcompress import benchmark_interleaved
 
     print("\n== measure", flush=True)
+    measured = {variant.name: _row(variant, split, top5, baseline=variants[0]) for variant in variants}
+    # Late: another run of this configuration may have added to it while this one measured.
     before = earlier(task, variants[0].file.gzip_bytes)
     rows = rows_of(before)
     files = {name: task.directory / f"{name}.tflite" for name in rows}
@@ -94,7 +96,7 @@ def record(task, dataset, split, variants, select, top5=False):
         del rows[name]
         latencies.pop(name, None)
     for variant in variants:
-        row = _row(variant, split, top5, baseline=variants[0])
+        row = measured[variant.name]
         # The first seed's files are enough to look at; a float file, and what knows nothing, is for nobody's phone.
         if split is not None and task.seed == 0 and variant.file.precision == "int8":
             published.append(variant.file.path)

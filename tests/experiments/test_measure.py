@@ -94,6 +94,19 @@ def test_chosen_variants_are_added_to_the_record(measured):
     assert again["command"] == "first && second" and len(again["rows"]) == 3
 
 
+def test_what_another_run_adds_meanwhile_stays(measured, monkeypatch):
+    row_of, other_runs = measure._row, iter(["int8-other"])
+
+    def slow(variant, *arguments, **options):
+        for name in other_runs:
+            measured("other", "float32", name)
+        return row_of(variant, *arguments, **options)
+
+    monkeypatch.setattr(measure, "_row", slow)
+    rows = measured("this", "float32", "int8-qat")["rows"]
+    assert {row["variant"] for row in rows} == {"float32", "int8-other", "int8-qat"}
+
+
 def test_one_command_names_what_several_trained(measured):
     command = "python -m experiments.mobilenet --profile=smoke"
     measured(f"{command} --variants=a,b", "float32", "a-int8-qat", "b-int8-qat")
