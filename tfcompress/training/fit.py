@@ -20,7 +20,7 @@ from tfcompress.training.augment import augment, is_augmenting, mix
 from tfcompress.training.checkpoint import CheckpointError, digest, load_checkpoint, save_checkpoint
 from tfcompress.training.config import AUGMENTATIONS, TrainingConfig
 from tfcompress.training.fast import fused_sgd, training_clone
-from tfcompress.training.predict import accuracy
+from tfcompress.training.predict import accuracy, check_paired
 from tfcompress.training.schedule import learning_rates, table_schedule
 from tfcompress.training.teacher import CachedTeacher, logits_of
 
@@ -289,10 +289,7 @@ def check_data(model, images, labels):
     Raises:
         ValueError: images, labels and model do not fit together, or the model takes integers.
     """
-    if len(images) != len(labels) or len(images) == 0:
-        raise ValueError(
-            f"images and labels must be equally many, at least one. Received: {len(images)}, {len(labels)}"
-        )
+    check_paired(images, labels)
     inputs = getattr(model, "inputs", None)
     if inputs and len(inputs) != 1:
         raise ValueError(f"a classifier with one input is expected. Received: {len(inputs)} inputs")

@@ -28,6 +28,14 @@ def predict(model, images, batch_size=500):
     return np.concatenate(parts)
 
 
+def check_paired(images, labels):
+    """Refuses images and labels that are not equally many, or none, with a `ValueError`."""
+    if len(images) != len(labels) or len(images) == 0:
+        raise ValueError(
+            f"images and labels must be equally many, at least one. Received: {len(images)}, {len(labels)}"
+        )
+
+
 def accuracy(model, images, labels):
     """Top-1 accuracy, a fraction in [0, 1], of a model on images (N, H, W, C) with integer or one-hot labels.
 
@@ -36,10 +44,7 @@ def accuracy(model, images, labels):
             many as the images, or no images.
     """
     labels = as_classes(labels)
-    if len(images) != len(labels) or len(images) == 0:
-        raise ValueError(
-            f"images and labels must be equally many, at least one. Received: {len(images)}, {len(labels)}"
-        )
+    check_paired(images, labels)
     logits = predict(model, images)
     if logits.ndim != 2 or logits.shape[1] < 2:
         raise ValueError(f"A classifier with one output per class is expected. Received: outputs {logits.shape}")
