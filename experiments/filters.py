@@ -38,6 +38,9 @@ class Training:
     baseline_seed: int = option(0, "seed of the baseline, which all fine-tuning seeds share")
     baseline_epochs: int = option(60, "epochs of the baseline")
     baseline_cutout: int = option(0, "side in pixels of the square hidden in each image that the baseline trains on")
+    baseline_cutmix: float = option(
+        0.0, "fraction of the baseline's training images that show another one in a rectangle", identity="if given"
+    )
     baseline_weight_decay: float = option(5e-3, "weight decay of the baseline, 10 times the L2 of the papers")
     baseline_grown_from: str = option(
         "", "baseline of a shallower ResNet, an .npz of the results, that the baseline grows from", identity="if given"
@@ -53,6 +56,8 @@ class Training:
     def __post_init__(self):
         check_at_least(1, self, "held_out", "baseline_epochs", "finetune_epochs", "qat_epochs")
         check_at_least(0, self, "train_images", "baseline_cutout", "baseline_weight_decay")
+        if not 0 <= self.baseline_cutmix <= 1:
+            raise ValueError(f"baseline_cutmix must be in [0, 1]. Received: {self.baseline_cutmix}")
         if self.baseline_grown_from and not self.model.startswith("resnet"):
             raise ValueError(f"baseline_grown_from is for ResNets. Received: model={self.model}")
         if self.baseline_grown_from:
@@ -63,7 +68,7 @@ class Training:
 
 # What files from before these could be chosen do not name.
 OLD = {name: getattr(Training, name) for name in ("train_images", "held_out", "precision")}
-OLD |= {"cutout": 0, "grown_from": ""}
+OLD |= {"cutout": 0, "cutmix": 0.0, "grown_from": ""}
 UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, lzma.LZMAError)
 
 
@@ -163,11 +168,14 @@ def _train(task, model, split, shipped):
         crop_padding=4,
         flip=True,
         cutout=config.baseline_cutout,
+        cutmix=config.baseline_cutmix,
         precision=config.precision,
         seed=config.baseline_seed,
     )
     # All fine-tuning seeds and later choices of variants share this folder; fit refuses one of another training.
     hyperparameters = f"{training.epochs}epochs-cutout{training.cutout}-decay{training.weight_decay:g}"
+    if training.cutmix:
+        hyperparameters += f"-cutmix{training.cutmix:g}"
     if config.baseline_grown_from:
         hyperparameters += f"-grown{digest(model.get_weights())[:8]}"
     directory = task.workdir / f"{task.experiment}-{task.profile}-baseline{training.seed}-{hyperparameters}"
@@ -526,7 +534,7 @@ def _adopt_training(task, path, notes, same):
         SystemExit: one of these differs, or an option that a flag gave.
     """
     trained = {**OLD, **notes["training"], **notes}
-    flags = {name: f"baseline_{name}" for name in ("epochs", "cutout", "weight_decay", "grown_from")}
+    flags = {name: f"baseline_{name}" for name in ("epochs", "cutout", "cutmix", "weight_decay", "grown_from")}
     task.adopt({flag: trained[name] for name, flag in flags.items() if flag not in task.given})
     flags |= {name: name for name in same}
     now = {**vars(task.config), **task.identity}

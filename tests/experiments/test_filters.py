@@ -79,10 +79,10 @@ def test_baseline_grows_is_shipped_and_taken_from_there(tmp_path, rng, monkeypat
     _ship(shallow, tmp_path / "b.npz", {})
     filters.load_weights(shallow, tmp_path / "b.npz")
     start = str(tmp_path / "b.npz")
-    options = {"baseline_cutout": 8, "baseline_epochs": 40, "baseline_grown_from": start}
+    options = {"baseline_cutout": 8, "baseline_cutmix": 0.25, "baseline_epochs": 40, "baseline_grown_from": start}
     filters.baseline(_task(tmp_path, **options), lambda: resnet(20), split)
     ((folder, weights),) = trained
-    assert folder.startswith("resnet20-full-baseline0-40epochs-cutout8-decay0.005-grown")
+    assert folder.startswith("resnet20-full-baseline0-40epochs-cutout8-decay0.005-cutmix0.25-grown")
     for new, old in zip(weights, deepen(shallow, 20).get_weights(), strict=True):
         np.testing.assert_array_equal(new, old)
     # Another run starts from it, and its configuration is that of the first, but for the folder of this machine. It
@@ -103,6 +103,10 @@ def test_baseline_grows_is_shipped_and_taken_from_there(tmp_path, rng, monkeypat
     with pytest.raises(SystemExit, match="l2-macs54-every-cutout needs --baseline_cutout"):
         filters.baseline(plain, lambda: resnet(20), split)
     assert len(trained) == 1
+    # Directories from before CutMix could be chosen keep their names.
+    assert "baseline_cutmix" not in _task(tmp_path).identity
+    with pytest.raises(ValueError, match=r"baseline_cutmix must be in \[0, 1\]. Received: 1.5"):
+        _task(tmp_path, baseline_cutmix=1.5)
 
 
 def test_large_baselines_are_kept_in_few_bits(tmp_path, rng, monkeypatch):
