@@ -381,13 +381,26 @@ def from_results(task, name):
 
 
 def ship(task, name, model):
-    """Puts a network that this run has pruned into the results of the first seed, if it is small."""
+    """Puts a network that this run has pruned into the results of the first seed, if it is small, and not there yet."""
     if name not in task.seconds:  # it is from there
         return
     path = task.directory / f"{name}.keras"
+    if _holds(task.result_directory / path.name, model):  # saved again, it would be of other bytes
+        return
     save_model(model, path)
     if task.seed == 0 and path.stat().st_size < LARGEST_SHIPPED:
         task.publish(path)
+
+
+def _holds(path, model):
+    """Whether a file holds a network with these weights."""
+    from tfcompress.models import load_model
+
+    try:
+        weights = load_model(path).get_weights() if path.exists() else []
+    except UNREADABLE:
+        return False
+    return len(weights) == len(model.weights) and all(map(np.array_equal, weights, model.get_weights()))
 
 
 def _pruned(unpruned, criterion, budget, images, directory):

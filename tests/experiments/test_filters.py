@@ -12,7 +12,7 @@ from experiments.mobilenet import PROFILES
 from experiments.resnet import Config, streams
 from experiments.runner import Run, Split
 from tfcompress.criteria import Random
-from tfcompress.models import deepen, lenet5, resnet
+from tfcompress.models import deepen, lenet5, load_model, resnet
 
 
 def _task(folder, given=(), command="run --variants=l2-macs54-every", **options):
@@ -26,6 +26,25 @@ def _ship(model, path, notes):
 def test_runs_from_other_weights_have_other_folders(tmp_path):
     tasks = [dataclasses.replace(_task(tmp_path), baseline=digest) for digest in ("", "aa", "bb", "bb")]
     assert len({task.directory for task in tasks}) == 3
+
+
+def test_network_is_put_into_the_results_once(tmp_path, monkeypatch):
+    save, saved = filters.save_model, []
+    monkeypatch.setattr(filters, "save_model", lambda *arguments: saved.append(save(*arguments)))
+    task, name, network = _task(tmp_path), "l2-macs54-every", resnet(8)
+    task.seconds[name] = 1.0
+    task.directory.mkdir(parents=True)
+    path = task.result_directory / f"{name}.keras"
+    filters.ship(task, name, network)
+    first = path.read_bytes()
+    filters.ship(task, name, network)
+    assert len(saved) == 1
+    network.get_layer("logits").bias.assign(np.ones(10))
+    filters.ship(task, name, network)
+    np.testing.assert_array_equal(load_model(path).get_layer("logits").bias, np.ones(10))
+    path.write_bytes(first[:-100])
+    filters.ship(task, name, network)
+    np.testing.assert_array_equal(load_model(path).get_layer("logits").bias, np.ones(10))
 
 
 def test_baseline_is_taken_as_it_was_trained(tmp_path):
