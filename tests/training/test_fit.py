@@ -438,6 +438,7 @@ def test_bfloat16_leaves_outputs_in_float32_in_a_model_inside_too():
 @pytest.mark.parametrize("shape", [(6, 7, 4), (None, None, 4)])
 def test_bfloat16_beside_depthwise_convolutions_rounds_operands_of_pointwise_ones_only(shape, rng):
     """1x1 convolutions are matrix products of bfloat16 numbers; all else, slower so on a CPU, stays float32."""
+    keras.utils.set_random_seed(0)
     inputs = keras.Input(shape)
     x = layers.DepthwiseConv2D(3, strides=2, padding="same")(inputs)
     x = layers.Conv2D(8, 1, bias_initializer="normal", activation="relu", name="pointwise")(x)
@@ -450,7 +451,7 @@ def test_bfloat16_beside_depthwise_convolutions_rounds_operands_of_pointwise_one
         images = rng.normal(size=(5, 6, 7, 4)).astype("float32")
         outputs = keras.ops.convert_to_numpy(fast.get_layer("pointwise")(images)).astype("float32")
     expected = np.maximum(images @ kernel[0, 0] + bias, 0)
-    np.testing.assert_allclose(outputs, expected, rtol=0.01, atol=0.02)
+    np.testing.assert_allclose(outputs, expected, atol=0.02)
     assert np.abs(outputs - expected).max() > 0
 
 
