@@ -64,9 +64,7 @@ def copy_operation(operation, cls=None, **changes):
     if isinstance(operation, _UNDESCRIBED):
         return operation
     if is_nested_model(operation):
-        copy = clone_uncompiled(operation, clone_function=copy_operation)
-        copy_trainable(operation, copy)
-        return copy
+        return clone_uncompiled(operation, clone_function=copy_operation)
     copy = (cls or type(operation)).from_config({**config_of(operation), **changes})
     copy.name = operation.name  # which the configuration of a layer of one's own may lack
     return copy

@@ -5,7 +5,7 @@ import functools
 import keras
 
 from tfcompress.errors import listed
-from tfcompress.graph import clone_uncompiled, copy_operation, copy_trainable, copy_weights, layer_names
+from tfcompress.graph import clone_uncompiled, copy_model, copy_operation, copy_trainable, copy_weights, layer_names
 from tfcompress.sparsity import prunable_kernels
 from tfcompress.surgery.channel_graph import as_skip, check_skip, is_skipped
 
@@ -59,9 +59,7 @@ def binarize(model, x, y, config, *, skip=None, teacher=None, validation=None, d
         cls = _binary_class(type(layer)) if binary else type(layer)
         return copy_operation(layer, cls) if isinstance(layer, keras.Layer) else layer
 
-    trained = clone_uncompiled(model, clone_function=binary_layer, recursive=True)
-    copy_trainable(model, trained)
-    copy_weights(model, trained)
+    trained = copy_model(model, clone_function=binary_layer, recursive=True)
     options = {"validation": validation, "teacher": teacher, "directory": directory}
     fit(trained, x, y, config, identity={"binary": sorted(chosen)}, **options)
     result = clone_uncompiled(model, clone_function=copy_operation)
