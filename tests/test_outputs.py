@@ -1,5 +1,7 @@
 """Removing and putting back a softmax changes nothing else."""
 
+from inspect import signature
+
 import keras
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from keras import layers
 
 from tfcompress.graph import copy_model
 from tfcompress.keras2 import tf_keras, tfmot
-from tfcompress.outputs import as_logits, divergence, ends_in_softmax, trainable_logits, with_softmax
+from tfcompress.outputs import AUGMENTATIONS, as_logits, divergence, ends_in_softmax, trainable_logits, with_softmax
 
 
 def functional(*end):
@@ -89,6 +91,35 @@ def test_frozen_layers_are_trained_and_named(capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_softmax_inside_an_inner_model_is_removed(rng):
+    inner = keras.Sequential([keras.Input((9,)), layers.Dense(4), layers.Softmax()], name="inner")
+    inputs = keras.Input((3, 3, 1))
+    model = keras.Model(inputs, inner(layers.Flatten()(inputs)))
+    logits, had_softmax = as_logits(model)
+    x = rng.random((5, 3, 3, 1), "float32")
+    assert had_softmax and logits.output._keras_history.operation.name == inner.layers[0].name
+    np.testing.assert_allclose(with_softmax(logits).predict(x, verbose=0), model.predict(x, verbose=0), atol=1e-6)
+
+
+def test_augmentation_is_left_out_and_named(rng, capsys):
+    augment = keras.Sequential([keras.Input((6, 6, 1)), layers.RandomFlip(name="flipped"), layers.RandomRotation(0.2)])
+    end = [layers.Conv2D(3, 3), layers.Flatten(), layers.Dense(4)]
+    model = keras.Sequential([keras.Input((6, 6, 1)), augment, layers.RandomCrop(6, 6), *end], name="net")
+    logits, _ = trainable_logits(model)
+    assert "random_rotation, flipped left out" in capsys.readouterr().err
+    assert [type(layer).__name__ for layer in logits.layers[1:3]] == ["RandomCrop", "Conv2D"]
+    x = rng.random((5, 6, 6, 1), "float32")
+    np.testing.assert_array_equal(logits.predict(x, verbose=0), model.predict(x, verbose=0))
+
+
+@pytest.mark.parametrize("kind", AUGMENTATIONS, ids=lambda kind: kind.__name__)
+def test_augmentations_change_nothing_outside_training(kind, rng):
+    arguments = {"RandomPosterization": {"value_range": (0, 255), "factor": 4}, "RandomInvert": {}}
+    one = {name: 0.3 for name in ("factor", "height_factor", "width_factor") if name in signature(kind).parameters}
+    x = rng.uniform(0, 255, (2, 8, 8, 3)).astype("float32")
+    np.testing.assert_array_equal(kind(**arguments.get(kind.__name__, one))(x, training=False), x)
+
+
 def test_layer_inside_and_outside_of_a_model_is_named():
     shared = layers.Dense(4, name="shared")
     base = keras.Sequential([keras.Input((4,)), shared], name="base")
@@ -123,8 +154,8 @@ def test_what_is_no_classifier_is_refused():
     with pytest.raises(ValueError, match="ends in a sigmoid"):
         inputs = keras.Input((3,))
         as_logits(keras.Model(inputs, keras.ops.sigmoid(inputs)))
-    with pytest.raises(ValueError, match="the softmax of a model inside it, 'inner'"):
-        inner = keras.Sequential([keras.Input((3,)), layers.Softmax()], name="inner")
+    with pytest.raises(ValueError, match="ends in a sigmoid"):
+        inner = keras.Sequential([keras.Input((3,)), layers.Activation("sigmoid")], name="inner")
         as_logits(keras.Sequential([keras.Input((3,)), layers.Dense(3), inner]))
     with pytest.raises(ValueError, match=r"output shape \(None, 1\)\. Two classes are two outputs"):
         as_logits(functional(layers.Dense(1)))

@@ -556,15 +556,16 @@ def _compress(options):
 
 
 def _load_model(path):
-    """The model of a file.
+    """The model of a file, models inside it taken apart: each layer has the name that all commands know it by.
 
     Looking for garbage among the modules and layers that come, now and at the end, would take a fifth of the time.
     """
     gc.disable()
     try:
+        from tfcompress.graph import inlined
         from tfcompress.models import load_model
 
-        return load_model(path)
+        return inlined(load_model(path))
     finally:
         gc.freeze()
         gc.enable()

@@ -200,7 +200,8 @@ def walk(model, values, visit, enter=None):
         model: a Sequential or functional Keras model that is built.
         values: one value of any type for each input of the model.
         visit: function of a `Call`, returns the list of values of its outputs.
-        enter: function of a nested model and the list of its inputs' values, called before its layers are visited.
+        enter: function of a nested model and the list of its inputs' values, called before its layers are visited; what
+            it puts into the list is what they get.
 
     Returns:
         The list of values of the model's outputs.
@@ -209,6 +210,78 @@ def walk(model, values, visit, enter=None):
         ValueError: if the model is subclassed or not built.
     """
     return _walk(model, list(model_inputs(model)), values, visit, enter, "", {})[1]
+
+
+def inlined(model, left_out=()):
+    """A copy of a model in one piece: the layers of the models that it calls are its own, under their own names.
+
+    Of two layers of one name, that of the inner model is called outer_inner. Of the call of a model only its inputs
+    count: a base called with training=False, as for transfer learning, is in training when its layers are.
+
+    Args:
+        model: a Sequential or functional Keras model that is built.
+        left_out: classes of layers that the copy passes by.
+
+    Returns:
+        The copy; the model itself where it calls none, nor has layers of these classes.
+
+    Raises:
+        ValueError: the model is subclassed or not built.
+        UnsupportedLayerError: no configuration describes a layer.
+    """
+    operations = [operation for operation, _ in layer_calls(model)]
+    if not any(is_nested_model(operation) or isinstance(operation, left_out) for operation in operations):
+        return model
+    copies, taken = {}, {operation.name for operation in operations}
+
+    def name_of(path):
+        *_, name = path.split("/")
+        joined = path.replace("/", "_")
+        names = (name, joined, *(f"{joined}_{i}" for i in range(1, len(taken) + 2)))
+        return path if name == path else next(free for free in names if free not in taken)
+
+    def visit(call):
+        operation = call.operation
+        if isinstance(operation, left_out):
+            return keras.tree.flatten((call.args, call.kwargs))[:1]
+        if id(operation) not in copies:
+            copy = copy_operation(operation)
+            copy.name = name_of(call.name)
+            taken.add(copy.name)
+            copies[id(operation)] = operation, copy
+        return keras.tree.flatten(copies[id(operation)][1](*call.args, **call.kwargs))
+
+    inputs = [keras.Input(batch_shape=x.shape, dtype=x.dtype, name=producer(x)[0].name) for x in model_inputs(model)]
+    outputs = walk(model, inputs, visit, enter=_as_taken)
+    ends = [keras.tree.pack_sequence_as(end, x) for end, x in zip(_ends(model), (inputs, outputs))]
+    flat = keras.Model(*ends, name=model.name)
+    _copy_state(model, flat, copies.values())
+    return flat
+
+
+def _as_taken(model, values):
+    """Gives the inputs of a nested model the type that the model's call would give them."""
+    values[:] = [
+        value if value.dtype == x.dtype else keras.ops.cast(value, x.dtype) for x, value in zip(model.inputs, values)
+    ]
+
+
+def _ends(model):
+    return (model.inputs[0], model.outputs[0]) if isinstance(model, keras.Sequential) else (model.input, model.output)
+
+
+def _copy_state(model, flat, pairs):
+    """Gives the copies of layers their weights, and freezes those whose originals are frozen."""
+    flat.trainable = model.trainable
+    for old, new in pairs:
+        if isinstance(old, keras.Layer):
+            for part, twin in zip(old._flatten_layers(), new._flatten_layers()):
+                twin.trainable = part.trainable
+        variables = paired_variables(old, new)
+        for source, target in variables:
+            target.assign(source)
+        copy_frozen(variables)
+    take_statistics(flat)
 
 
 def layer_names(model):

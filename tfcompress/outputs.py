@@ -7,16 +7,25 @@ import numpy as np
 from keras import layers
 
 from tfcompress.errors import listed
-from tfcompress.graph import copy_model, frozen_layers, is_nested_model, producer
+from tfcompress.graph import copy_model, frozen_layers, inlined, is_nested_model, producer
 
 # Layers, in Keras 2 and 3, that change no value outside training.
 _MOVING = ("Reshape", "Flatten", "Dropout", "Identity")
+# Layers that change images in training only: not RandomCrop, which else crops the middle.
+AUGMENTATIONS = tuple(
+    getattr(layers, name)
+    for name in dir(layers)
+    if name in ("AugMix", "RandAugment") or (name.startswith("Random") and name != "RandomCrop")
+)
 
 
 def as_logits(model):
     """Copies a classifier without its final softmax, to be trained.
 
     All layers of the copy can be trained, those that were frozen too: pruned and int8 weights must adapt to each other.
+    Models inside the model are taken apart (`base(x)`, as in transfer learning): their layers become its own. Layers of
+    augmentation, `AUGMENTATIONS`, are left out: a student and its teacher must see the same images, and
+    `TrainingConfig` has augmentation for both.
 
     Args:
         model: a functional or Sequential Keras 3 model with one input and one output `(batch, classes)`.
@@ -26,11 +35,12 @@ def as_logits(model):
 
     Raises:
         ValueError: a model that is subclassed or not built, has several inputs or outputs, does not return one number
-            per class, ends in a sigmoid, changes the shape behind its softmax, or has it inside a model that it calls.
+            per class, ends in a sigmoid, or changes the shape behind its softmax.
     """
     check_classifier(model)
-    check_no_sigmoid(model)
-    copy = copy_model(model)
+    copy = inlined(model, AUGMENTATIONS)
+    check_no_sigmoid(copy)
+    copy = copy_model(model) if copy is model else copy
     for layer in copy._flatten_layers():
         layer.trainable = True
     last, before, is_reshaped = _last(copy)
@@ -43,19 +53,21 @@ def as_logits(model):
         )
     elif end == "softmax":
         copy = keras.Model(copy.inputs, before, name=model.name)
-    elif is_nested_model(last) and ends_in_softmax(last):
-        raise ValueError(
-            f"Model {model.name!r} ends in the softmax of a model inside it, {last.name!r}: call the layers of "
-            f"{last.name!r} one by one, so that the softmax is {model.name!r}'s own."
-        )
     return copy, end == "softmax"
 
 
 def trainable_logits(model):
-    """What `as_logits` returns; stderr names the layers that were frozen."""
+    """What `as_logits` returns; stderr names the layers that were frozen, and those of augmentation."""
+    logits, had_softmax = as_logits(model)
     if frozen := frozen_layers(model):
         print(f"{model.name}: {len(frozen)} frozen layers are trained, too: {listed(frozen)}", file=sys.stderr)
-    return as_logits(model)
+    if augmenting := [layer.name for layer in model._flatten_layers() if isinstance(layer, AUGMENTATIONS)]:
+        print(
+            f"{model.name}: {listed(augmenting)} left out: no file needs augmentation, and the training has its own "
+            "(--flip, --crop-padding, or in a recipe flip, rotation, ...)",
+            file=sys.stderr,
+        )
+    return logits, had_softmax
 
 
 def with_softmax(model):

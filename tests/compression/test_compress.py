@@ -365,6 +365,29 @@ def test_whole_way_by_command(files, capsys):
     assert f"{summary['file']['top1']:.2%}" in out and "report.html" in out
 
 
+def test_transfer_learning(data, tmp_path, capsys):
+    """A frozen base, called in inference, between augmentation and a head: as in Keras' own tutorial."""
+    base = keras.Sequential([keras.Input((28, 28, 1)), layers.Conv2D(8, 5, strides=3, name="conv"), layers.ReLU()])
+    base.trainable = False
+    inputs = keras.Input((28, 28, 1))
+    x = base(layers.RandomRotation(0.1, name="turned")(inputs), training=False)
+    x = layers.Conv2D(4, 3, name="head")(x)
+    model = keras.Model(inputs, layers.Dense(10, activation="softmax")(layers.Flatten()(x)), name="net")
+    steps = [
+        {"prune": {"ratio": 0.5, "skip": ["head"]}},
+        {"finetune": {"epochs": 1, "distill": True}},
+        {"qat": {"epochs": 1}},
+        {"export": {}},
+    ]
+    small = compress(model, data, steps, tmp_path / "out")
+    assert {layer.name for layer in small.model.layers} >= {"conv", "head"} and not base.trainable
+    assert small.model.get_layer("conv").filters == 4 and small.model.get_layer("head").filters == 4
+    assert [step["precision"] for step in small.summary["steps"]] == ["float32", "float32", "float32", "int8"]
+    assert [layer["channels_after"] for layer in small.summary["layers"]] == [4, 4, 10]
+    err = capsys.readouterr().err
+    assert "1 frozen layers are trained, too: conv" in err and "turned left out" in err
+
+
 def test_prunings_that_are_no_plan_together_are_found_before_anything_runs():
     model = keras.Sequential(
         [keras.Input((8, 8, 3)), layers.Conv2D(8, 3), layers.Conv2D(8, 3, groups=2, name="grouped")]
@@ -377,11 +400,9 @@ def test_prunings_that_are_no_plan_together_are_found_before_anything_runs():
 
 
 def test_what_qat_cannot_do_is_found_before_anything_runs(data, tmp_path):
-    base = keras.Sequential([keras.Input((28, 28, 1)), layers.Conv2D(4, 5, strides=3)])
-    inputs = keras.Input((28, 28, 1))
-    nested = keras.Model(inputs, layers.Dense(10)(layers.Flatten()(base(inputs))))
-    with pytest.raises(tfc.UnsupportedLayerError, match="nested"):
-        compress(nested, data, "safe", tmp_path / "out")
+    stack = [keras.Input((28, 28, 1)), layers.Conv2D(4, 5, strides=3), layers.PReLU(), layers.Flatten()]
+    with pytest.raises(tfc.UnsupportedLayerError, match="PReLU"):
+        compress(keras.Sequential([*stack, layers.Dense(10)]), data, "safe", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

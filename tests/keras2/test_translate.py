@@ -210,12 +210,14 @@ def test_subclassed_and_unbuilt_models_are_refused():
         to_tf_keras("model")
 
 
-def test_the_door_leaves_tf_keras_choice_to_the_user():
+@pytest.mark.parametrize(("chosen", "library"), [(None, "keras"), ("1", "tf_keras"), ("0", "keras")])
+def test_the_door_leaves_tf_keras_choice_to_the_user(chosen, library):
     code = (
         "import os, tfcompress, sys; assert 'tensorflow' not in sys.modules;"
         "import tfcompress.keras2, tensorflow as tf;"
-        "assert tf.keras.version().startswith('3.'), tf.keras.version();"
-        "assert 'TF_USE_LEGACY_KERAS' not in os.environ"
+        f"assert tf.keras.Model.__module__.split('.')[0] == '{library}', tf.keras.Model.__module__;"
+        f"assert os.environ.get('TF_USE_LEGACY_KERAS') == {chosen!r}"
     )
     environment = {key: value for key, value in os.environ.items() if key != "TF_USE_LEGACY_KERAS"}
+    environment |= {"TF_USE_LEGACY_KERAS": chosen} if chosen else {}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)

@@ -2,11 +2,10 @@
 
 import numpy as np
 import pytest
-import tensorflow_model_optimization as tfmot
-import tf_keras
 from tf_keras import layers
 
 import tfcompress as tfc
+from tfcompress.keras2 import tf_keras, tfmot
 
 
 def _trained(images, epochs=2):

@@ -9,7 +9,7 @@ import tf_keras
 # unresolved then, it would become Keras 2 behind the user's back; so it is resolved first, as the user chose it, and
 # the variable is put back afterwards. TF-MOT finds tf_keras either way.
 _chosen = os.environ.get("TF_USE_LEGACY_KERAS")
-tf.keras.version()
+tf.keras.layers  # noqa: B018
 import tensorflow_model_optimization as tfmot  # noqa: E402
 
 if _chosen is None:

@@ -123,7 +123,7 @@ def _layers_of(model):
 
 
 def _keras_layers(model):
-    from tfcompress.graph import check_takes_floats
+    from tfcompress.graph import check_takes_floats, inlined
     from tfcompress.outputs import as_logits, ends_in_softmax, with_softmax
 
     check_takes_floats(model)
@@ -131,6 +131,8 @@ def _keras_layers(model):
         import tf_keras as keras
     else:
         import keras
+
+        model = inlined(model)
     if keras.__name__ == "keras" and ends_in_softmax(model):
         # As in a file: logits under the name of the last layer, then probabilities as "softmax".
         with contextlib.suppress(ValueError):  # no classifier
