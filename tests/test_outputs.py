@@ -10,7 +10,15 @@ from keras import layers
 
 from tfcompress.graph import copy_model
 from tfcompress.keras2 import tf_keras, tfmot
-from tfcompress.outputs import AUGMENTATIONS, as_logits, divergence, ends_in_softmax, trainable_logits, with_softmax
+from tfcompress.outputs import (
+    AUGMENTATIONS,
+    as_logits,
+    divergence,
+    ends_in_softmax,
+    trainable_logits,
+    two_classes,
+    with_softmax,
+)
 
 
 def functional(*end):
@@ -91,6 +99,29 @@ def test_frozen_layers_are_trained_and_named(capsys):
     assert capsys.readouterr().err == ""
 
 
+ONE_NUMBER = {
+    "sigmoid": lambda: [layers.Dense(1, activation="sigmoid")],
+    "layer": lambda: [layers.Dense(1, use_bias=False), layers.Activation("sigmoid")],
+    "before a cast": lambda: [layers.Dense(1), layers.Activation("sigmoid"), layers.Activation("linear")],
+    "inside": lambda: [keras.Sequential([keras.Input((48,)), layers.Dense(1, activation="sigmoid")])],
+    "logit": lambda: [layers.Dense(1), layers.Dropout(0.5)],
+}
+
+
+@pytest.mark.parametrize("end", ONE_NUMBER)
+def test_one_number_for_two_classes_becomes_two(end, rng, capsys):
+    model = functional(*ONE_NUMBER[end]())
+    x = rng.random((5, 6, 6, 1), "float32")
+    logits, had_softmax = trainable_logits(model)
+    assert had_softmax == (end != "logit") and logits.output_shape == (None, 2)
+    assert "net: its one output becomes two" in capsys.readouterr().err
+    p = model.predict(x, verbose=0)[:, 0]
+    p = 1 / (1 + np.exp(-p)) if end == "logit" else p
+    assert np.std(p) > 1e-3
+    np.testing.assert_allclose(with_softmax(logits).predict(x, verbose=0), np.stack([1 - p, p], 1), atol=1e-6)
+    assert two_classes(logits) is logits
+
+
 def test_softmax_inside_an_inner_model_is_removed(rng):
     inner = keras.Sequential([keras.Input((9,)), layers.Dense(4), layers.Softmax()], name="inner")
     inputs = keras.Input((3, 3, 1))
@@ -157,8 +188,12 @@ def test_what_is_no_classifier_is_refused():
     with pytest.raises(ValueError, match="ends in a sigmoid"):
         inner = keras.Sequential([keras.Input((3,)), layers.Activation("sigmoid")], name="inner")
         as_logits(keras.Sequential([keras.Input((3,)), layers.Dense(3), inner]))
-    with pytest.raises(ValueError, match=r"output shape \(None, 1\)\. Two classes are two outputs"):
-        as_logits(functional(layers.Dense(1)))
+    for end in (
+        [layers.Dense(1, activation="tanh")],
+        [layers.Dense(1, activation="relu"), layers.Activation("sigmoid")],
+    ):
+        with pytest.raises(ValueError, match=r"output shape \(None, 1\)\. Two classes are two outputs"):
+            as_logits(functional(*end))
     with pytest.raises(ValueError, match="ends in a sigmoid"):
         as_logits(functional(layers.Dense(4, activation="sigmoid"), layers.Reshape((4,))))
     with pytest.raises(ValueError, match="changes the shape behind its softmax"):

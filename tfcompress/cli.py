@@ -485,6 +485,7 @@ def _evaluate(options):
 
     import tfcompress as tfc
     from tfcompress.datasets.arrays import as_float
+    from tfcompress.outputs import two_classes
     from tfcompress.training import accuracy
 
     if options.model.endswith(".tflite"):
@@ -496,6 +497,7 @@ def _evaluate(options):
         data = _load_data(options, shape, classes)
     else:
         model, data = _model_and_data(options)
+        model = two_classes(model)
     parts = [data.test] if data.test else [part for part in (data.train, data.validation) if part]
     if len({x.dtype for x, _ in parts}) > 1:  # uint8 pixels, and floats that have been divided already
         parts = [(as_float(x), y) for x, y in parts]
@@ -577,8 +579,9 @@ def _model_and_data(options):
 
 
 def _data(options, model):
-    from tfcompress.outputs import check_classifier
+    from tfcompress.outputs import check_classifier, two_classes
 
+    model = two_classes(model)
     check_classifier(model)
     return _load_data(options, tuple(model.inputs[0].shape[1:]), model.outputs[0].shape[-1])
 

@@ -7,7 +7,7 @@ import numpy as np
 from keras import layers
 
 from tfcompress.errors import listed
-from tfcompress.graph import copy_model, frozen_layers, inlined, is_nested_model, producer
+from tfcompress.graph import copy_model, copy_operation, frozen_layers, inlined, is_nested_model, producer
 
 # Layers, in Keras 2 and 3, that change no value outside training.
 _MOVING = ("Reshape", "Flatten", "Dropout", "Identity")
@@ -25,7 +25,8 @@ def as_logits(model):
     All layers of the copy can be trained, those that were frozen too: pruned and int8 weights must adapt to each other.
     Models inside the model are taken apart (`base(x)`, as in transfer learning): their layers become its own. Layers of
     augmentation, `AUGMENTATIONS`, are left out: a student and its teacher must see the same images, and
-    `TrainingConfig` has augmentation for both.
+    `TrainingConfig` has augmentation for both. Of a classifier of two classes by one number, there are then two
+    (`two_classes`).
 
     Args:
         model: a functional or Sequential Keras 3 model with one input and one output `(batch, classes)`.
@@ -37,8 +38,9 @@ def as_logits(model):
         ValueError: a model that is subclassed or not built, has several inputs or outputs, does not return one number
             per class, ends in a sigmoid, or changes the shape behind its softmax.
     """
-    check_classifier(model)
-    copy = inlined(model, AUGMENTATIONS)
+    copy = two_classes(model)
+    check_classifier(copy)
+    copy = inlined(copy, AUGMENTATIONS)
     check_no_sigmoid(copy)
     copy = copy_model(model) if copy is model else copy
     for layer in copy._flatten_layers():
@@ -56,9 +58,42 @@ def as_logits(model):
     return copy, end == "softmax"
 
 
+def two_classes(model):
+    """Gives a classifier of two classes by one number an output for each class.
+
+    A number z, the logit of class 1, becomes (-z/2, z/2), and its sigmoid p the softmax of these, (1 - p, p).
+
+    Args:
+        model: a Keras model.
+
+    Returns:
+        A copy with two outputs; the model itself where it does not end in a `Dense(1)`, with or without a sigmoid.
+    """
+    if not isinstance(model, keras.Model) or not is_nested_model(model) or not model.built or len(model.outputs) != 1:
+        return model
+    if tuple(model.outputs[0].shape[1:]) != (1,):
+        return model
+    copy = inlined(model)
+    copy = copy_model(model) if copy is model else copy
+    last, before, is_reshaped = _last(copy)
+    end = _end(last)
+    if end == "sigmoid" and not _is_fused(last):
+        last, before = _unwrapped_producer(before)
+        if _activation(last) != "linear":
+            return model
+    if is_reshaped or type(last) is not layers.Dense or end not in ("sigmoid", "linear"):
+        return model
+    head = copy_operation(last, units=2, activation="softmax" if end == "sigmoid" else "linear")
+    copy = keras.Model(copy.inputs, head(before), name=model.name)
+    head.set_weights([np.concatenate([-weights, weights], -1) / 2 for weights in last.get_weights()])
+    return copy
+
+
 def trainable_logits(model):
-    """What `as_logits` returns; stderr names the layers that were frozen, and those of augmentation."""
+    """What `as_logits` returns; stderr says what is not as it was: frozen layers, those of augmentation, one output."""
     logits, had_softmax = as_logits(model)
+    if model.output_shape != logits.output_shape:
+        print(f"{model.name}: its one output becomes two, of the classes 0 and 1", file=sys.stderr)
     if frozen := frozen_layers(model):
         print(f"{model.name}: {len(frozen)} frozen layers are trained, too: {listed(frozen)}", file=sys.stderr)
     if augmenting := [layer.name for layer in model._flatten_layers() if isinstance(layer, AUGMENTATIONS)]:
@@ -122,7 +157,7 @@ def check_classifier(model):
         raise ValueError(
             "A classifier that returns one number per class, (batch, classes), is expected. "
             f"Received: {model.name!r} with output shape {tuple(model.outputs[0].shape)}. Two classes are two outputs, "
-            "with a softmax."
+            "with a softmax, or one by a Dense(1) at the end."
         )
 
 

@@ -332,6 +332,33 @@ def test_step_by_step(files, capsys):
     assert code == 0 and re.search(r"conv1 +whole", out) and re.search(r"conv2 +\d+ +\d+ +25\.0%", out)
 
 
+def test_two_classes_by_one_number_step_by_step(digits, capsys, tmp_path):
+    """And with a base inside the model, as in Keras' tutorial of transfer learning."""
+    keras.utils.set_random_seed(0)
+    base = keras.Sequential([keras.Input((28, 28, 1)), layers.Conv2D(8, 5, strides=3, name="conv"), layers.ReLU()])
+    inputs = keras.Input((28, 28, 1))
+    x = layers.Flatten()(base(inputs, training=False))
+    model = keras.Model(inputs, layers.Dense(1, "sigmoid", name="head")(x), name="odd")
+    model.compile("adam", "binary_crossentropy")
+    model.fit(digits.x_train / 255.0, digits.y_train % 2, epochs=3, verbose=0)
+    path, data = tmp_path / "model.keras", ("--data", tmp_path / "odd.npz")
+    model.save(path)
+    np.savez(data[1], x=digits.x_test, y=digits.y_test % 2)
+    right = np.mean((model.predict(digits.x_test / 255.0, verbose=0)[:, 0] > 0.5) == digits.y_test % 2)
+    assert right > 0.8
+
+    assert f"top-1 {right:.2%} " in run(capsys, "evaluate", path, *data)[1]
+    out = run(capsys, "sensitivity", path, *data, "--layers", "conv", "--ratios", "0.5", "--images", "9999")[1]
+    assert "conv" in out and "accuracy of the whole network" in out
+    small, tuned, int8 = (tmp_path / name for name in ("small.keras", "tuned.keras", "int8.tflite"))
+    assert run(capsys, "prune", path, *data, "--ratio", "0.5", "-o", small)[0] == 0
+    code, _, err = run(capsys, "finetune", small, *data, "--teacher", path, "--epochs", "2", "-o", tuned)
+    assert code == 0 and "odd: its one output becomes two" in err
+    assert keras.models.load_model(tuned).output_shape == (None, 2)
+    assert run(capsys, "quantize", tuned, *data, "--qat", "--epochs", "1", "-o", int8)[0] == 0
+    assert float(run(capsys, "evaluate", int8, *data)[1].split()[1].rstrip("%")) > 80
+
+
 def test_what_chooses_nothing_takes_one_image_of_each_class(files, digits, capsys, tmp_path):
     places = [np.flatnonzero(digits.y_train == label)[0] for label in range(10)]
     np.savez(tmp_path / "ten.npz", x=digits.x_train[places], y=digits.y_train[places])

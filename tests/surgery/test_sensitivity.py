@@ -69,7 +69,7 @@ def test_pixels_are_fractions(classifier):
 
 def test_what_is_no_classifier_or_would_see_black_images_is_refused():
     x, y = np.full((4, 6), 0.5), np.zeros(4, int)
-    binary = keras.Sequential([keras.Input((6,)), layers.Dense(4), layers.Dense(1, activation="sigmoid")])
+    binary = keras.Sequential([keras.Input((6,)), layers.Dense(4), layers.Dense(1, activation="tanh")])
     with pytest.raises(ValueError, match="one number per class"):
         sensitivity(binary, x, y)
     whole = keras.Sequential([keras.Input((6,), dtype="uint8"), layers.Rescaling(1 / 255), layers.Dense(4, name="a")])

@@ -12,7 +12,7 @@ from tfcompress import criteria
 from tfcompress.datasets.arrays import as_classes, sample
 from tfcompress.files import replacing
 from tfcompress.graph import as_inputs, walk
-from tfcompress.outputs import check_classifier, check_no_sigmoid, divergence, ends_in_softmax
+from tfcompress.outputs import check_classifier, check_no_sigmoid, divergence, ends_in_softmax, two_classes
 from tfcompress.profiling import table
 from tfcompress.surgery.channel_graph import ChannelGraph
 from tfcompress.surgery.chooser import Chooser, fixed_counts
@@ -144,6 +144,7 @@ def sensitivity(model, x, y, layers=None, ratios=RATIOS, criterion="l1", skip=()
     smaller, plan = prune_channels(model, "l2", macs_reduction=0.5, scope=measured)
     ```
     """
+    model = two_classes(model)
     check_classifier(model)
     check_no_sigmoid(model)
     (x,), y = as_inputs(model, x), as_classes(y)
