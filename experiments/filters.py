@@ -5,8 +5,12 @@ import json
 import lzma
 import math
 import os
+import queue
 import re
+import subprocess
+import sys
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -84,6 +88,11 @@ class Config(Training):
     from_results: bool = option(
         False, "take pruned networks that the results hold, in place of training them again", identity=False
     )
+    jobs: int = option(1, "pruned networks that are trained at a time, each on its share of the cores", identity=False)
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_at_least(1, self, "jobs")
 
 
 def split_options(name):
@@ -290,6 +299,61 @@ def prune_and_finetune(task, name, unpruned, split, criterion, options=frozenset
         print(f"   {plan.params_reduction:.1%} of the parameters, {plan.macs_reduction:.1%} of the MACs removed")
     task.publish_text(f"{name}.plan.json", plan.to_json())
     return model, plan
+
+
+def train_side_by_side(task, names, quantized):
+    """Trains pruned networks in processes of their own, `jobs` at a time, each on its share of the cores.
+
+    Small convolutions gain little from a second core: two trainings side by side, on one core each, do more than one on
+    both. Each process runs the command of the task with one variant, and keeps what it has trained where the task goes
+    on from. What one of them fails to train, the task trains again, and shows why.
+
+    Args:
+        task: the `Run`.
+        names: variants; those that are trained already are left out.
+        quantized: those of them that are brought to int8.
+    """
+    waiting = [name for name in names if not (task.directory / name / "seconds.json").exists()]
+    jobs = min(task.config.jobs, len(waiting))
+    if jobs < 2:
+        return
+    shares = queue.SimpleQueue()
+    for cores in np.array_split(_cores(), jobs):
+        shares.put(cores.tolist() or _cores())
+
+    def train(name):
+        cores = shares.get()
+        one = [f"--variants={name}", f"--quantized={name if name in quantized else measure.NOTHING}"]
+        # Of flags given twice, the last ones count.
+        _run_apart([*_command(task), *one, "--jobs=1", "--notrain_baseline"], name, cores)
+        shares.put(cores)
+
+    print(f"\n== {', '.join(waiting)}: {jobs} at a time", flush=True)
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(train, waiting))
+
+
+def _command(task):
+    return [sys.executable, "-m", task.command.split()[2], *sys.argv[1:]]
+
+
+def _cores():
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def _run_apart(command, name, cores):
+    """Runs a command on some cores, and prints its lines behind the name."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, cores)  # of this thread; its processes inherit it
+    environment = {**os.environ, "TF_NUM_INTRAOP_THREADS": str(len(cores))}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command, env=environment, **pipes) as process:
+        for line in process.stdout:
+            print(f"{name}: {line}" if line.strip() else line, end="", flush=True)
+    if process.returncode:
+        print(f"{name}: exit status {process.returncode}", file=sys.stderr)
 
 
 def _shares(unpruned, steps, epochs, *, ratios, skip):

@@ -1,5 +1,6 @@
 """Variants of a network, measured on their files, and the record of them."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -7,6 +8,11 @@ import re
 import sys
 
 from experiments.runner import write_json
+
+try:
+    import fcntl
+except ImportError:  # Windows, where no two runs may share a work directory
+    fcntl = None
 
 NOTHING = "nothing"  # what --quantized names where no network is to be brought to int8
 
@@ -75,11 +81,27 @@ def record(task, dataset, split, variants, select, top5=False):
     Returns:
         The selected row, or None.
     """
-    from tfcompress import benchmark_interleaved
-
     print("\n== measure", flush=True)
     measured = {variant.name: _row(variant, split, top5, baseline=variants[0]) for variant in variants}
-    # Late: another run of this configuration may have added to it while this one measured.
+    with _alone(task):
+        return _add(task, dataset, split, variants, measured, select)
+
+
+@contextlib.contextmanager
+def _alone(task):
+    """Waits until no other run of the same seed reads, times or writes its record."""
+    path = task.workdir / f"{task.experiment}-{task.profile}-seed{task.seed}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as file:
+        if fcntl:
+            fcntl.flock(file, fcntl.LOCK_EX)  # which ends with the file, or the process
+        yield
+
+
+def _add(task, dataset, split, variants, measured, select):
+    """Writes the record with measured variants among what it holds of others; returns the selected row, or None."""
+    from tfcompress import benchmark_interleaved
+
     before = earlier(task, variants[0].file.gzip_bytes)
     rows = rows_of(before)
     files = {name: task.directory / f"{name}.tflite" for name in rows}

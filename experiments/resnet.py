@@ -29,7 +29,8 @@ place. A long training gets shorter where it starts from a shallower network, wh
 --baseline_grown_from=results/resnet20/baseline-full-seed0.npz, ResNet110's 26 epochs behind ResNet56's.
 
 Criteria: the names of `tfcompress.criteria` (but taylor, which needs images), and distribution_fit_a, _b, _c for the
-three readings of the paper. All variants start from one baseline (--baseline_seed) and, but for -long, have the same
+three readings of the paper. --jobs=2 trains two variants at a time, each on half of the cores, which does more in all
+than both on all cores. All variants start from one baseline (--baseline_seed) and, but for -long, have the same
 fine-tuning budget. With --variants only those are trained, and added to what the record of the same configuration
 holds. The selected network and what pruning each layer does stay in the results: with --from_results that network is
 not trained again, to quantize it, say. Without CIFAR-10 the same steps run on scikit-learn's digits, as experiment
@@ -168,6 +169,11 @@ def run(task):
 
     names = config.variants or default_variants(config.model)
     kept = {name: filters.from_results(task, name) for name in names}
+    keep(measure.record_so_far)
+    untrained = [name for name in names if not kept[name]]
+    for pruning in [pruning for pruning in map(parse, untrained) if pruning.widths == "sensitive"][:1]:
+        _budget(task, unpruned, split, pruning)  # measures the layers, before several processes would
+    filters.train_side_by_side(task, untrained, filters.to_quantize(config, names[:1]))
     for name in names:
         keep(measure.record_so_far)
         pruning = parse(name)

@@ -1,6 +1,8 @@
 """A fine-tuning starts where it started, wherever it is resumed."""
 
 import dataclasses
+import os
+import sys
 import zipfile
 
 import numpy as np
@@ -218,6 +220,33 @@ def test_random_filters_differ_with_the_seed(tmp_path, monkeypatch):
         with pytest.raises(InterruptedError):
             filters.prune_and_finetune(task, "random-macs50-every", resnet(8), split, criterion, {"nodistill"})
     assert drawn == [0, 3, 4]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="only Linux gives processes their own cores")
+def test_networks_are_trained_side_by_side(tmp_path, monkeypatch, capsys):
+    script = "import os, sys; print(*sys.argv[1:], *sorted(os.sched_getaffinity(0))); sys.exit('fails' in sys.argv[1])"
+    monkeypatch.setattr(filters, "_command", lambda task: [sys.executable, "-c", script])
+    cores = sorted(os.sched_getaffinity(0))
+    names = ["a-macs50-first", "b-macs50-first", "fails-macs50-first", "done-macs50-first"]
+
+    def trained(jobs):
+        task = _task(tmp_path, jobs=jobs)
+        (task.directory / names[-1]).mkdir(parents=True, exist_ok=True)
+        (task.directory / names[-1] / "seconds.json").write_text("9")
+        filters.train_side_by_side(task, names, names[:1])
+        return capsys.readouterr()
+
+    assert trained(1).out == ""
+    out, err = trained(2)
+    lines = dict(line.split(": ", 1) for line in out.splitlines() if ": -" in line)
+    assert set(lines) == set(names[:3])
+    for name, line in lines.items():
+        variant, quantized, jobs, baseline, *given = line.split()
+        assert (variant, jobs, baseline) == (f"--variants={name}", "--jobs=1", "--notrain_baseline")
+        assert quantized == ("--quantized=a-macs50-first" if name == names[0] else "--quantized=nothing")
+        assert 0 < len(given) <= -(-len(cores) // 2) and set(map(int, given)) <= set(cores)
+    assert err == "fails-macs50-first: exit status 1\n"
+    assert sorted(os.sched_getaffinity(0)) == cores
 
 
 def test_pruned_network_is_computed_once(tmp_path, rng, monkeypatch):

@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -105,6 +107,21 @@ def test_what_another_run_adds_meanwhile_stays(measured, monkeypatch):
     monkeypatch.setattr(measure, "_row", slow)
     rows = measured("this", "float32", "int8-qat")["rows"]
     assert {row["variant"] for row in rows} == {"float32", "int8-other", "int8-qat"}
+
+
+@pytest.mark.skipif(not measure.fcntl, reason="Windows has no such lock")
+def test_runs_that_end_at_once_wait_for_each_other(measured, monkeypatch):
+    benchmark = tfcompress.benchmark_interleaved
+
+    def slow(paths):
+        time.sleep(0.2)  # in which the other run would read the record that this one is about to replace
+        return benchmark(paths)
+
+    monkeypatch.setattr(tfcompress, "benchmark_interleaved", slow)
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda name: measured(name, "float32", f"int8-{name}"), "abc"))
+    rows = measured("d", "float32")["rows"]
+    assert sorted(row["variant"] for row in rows) == ["float32", "int8-a", "int8-b", "int8-c"]
 
 
 def test_one_command_names_what_several_trained(measured):

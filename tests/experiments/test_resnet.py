@@ -139,6 +139,24 @@ def test_quantized_on_another_machine(smoke, run_experiment, tmp_path):
 
 
 @pytest.mark.slow
+def test_networks_trained_side_by_side_are_those_trained_in_turn(smoke, run_experiment, tmp_path):
+    first = PROFILES["smoke"].variants[0]
+    second = "l2-macs30-sensitive"
+    shutil.copytree(smoke / "results", tmp_path / "results")
+    flags = ("--profile=smoke", f"--variants={second},{first}", f"--quantized={second}", "--jobs=2")
+    done = run_experiment("resnet", tmp_path, *flags)
+    assert done.returncode == 0, done.stderr
+    assert f"{first}: epoch 1/1" in done.stdout and f"{second}-int8-qat" in done.stdout
+    assert "\nepoch" not in done.stdout, "the first process has trained something itself"
+    (before,), (record,) = (read_records(place / "results") for place in (smoke, tmp_path))
+    rows = {row.variant: row for row in record.rows}
+    assert {first, second, f"{second}-int8-qat"} <= rows.keys()
+    (alone,) = [row for row in before.rows if row.variant == first]
+    assert rows[first].top1_tflite == pytest.approx(alone.top1_tflite, abs=0.5)
+    assert rows[first].params == alone.params and "--jobs=2" in record.command
+
+
+@pytest.mark.slow
 def test_one_more_variant_is_added_to_the_record(smoke, run_experiment):
     """The baseline in the results is where it starts."""
     (record,) = read_records(smoke / "results")
