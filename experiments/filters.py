@@ -324,9 +324,11 @@ def train_side_by_side(task, names, quantized):
     def train(name):
         cores = shares.get()
         one = [f"--variants={name}", f"--quantized={name if name in quantized else measure.NOTHING}"]
-        # Of flags given twice, the last ones count.
-        _run_apart([*_command(task), *one, "--jobs=1", "--notrain_baseline"], name, cores)
-        shares.put(cores)
+        try:
+            # Of flags given twice, the last ones count.
+            _run_apart([*_command(task), *one, "--jobs=1", "--notrain_baseline"], name, cores)
+        finally:
+            shares.put(cores)
 
     print(f"\n== {', '.join(waiting)}: {jobs} at a time", flush=True)
     with ThreadPoolExecutor(jobs) as pool:

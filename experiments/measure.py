@@ -89,7 +89,7 @@ def record(task, dataset, split, variants, select, top5=False):
 
 @contextlib.contextmanager
 def _alone(task):
-    """Waits until no other run of the same seed reads, times or writes its record."""
+    """Waits until no other run of this seed in this work directory reads, times or writes the record."""
     path = task.workdir / f"{task.experiment}-{task.profile}-seed{task.seed}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a") as file:

@@ -215,7 +215,7 @@ def _ship(task, networks, selected):
         return
     for path in task.result_directory.glob("*.keras"):
         if path.stem != selected.variant:
-            path.unlink()
+            path.unlink(missing_ok=True)
     if selected.variant in networks:
         filters.ship(task, selected.variant, networks[selected.variant])
 

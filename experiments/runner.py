@@ -48,7 +48,8 @@ def main(name, profiles, run):
         given = [field.name for field in dataclasses.fields(config_type) if FLAGS[field.name].present]
         config = _override(profiles[FLAGS.profile], given)
         command = f"python -m experiments.{name} --profile={FLAGS.profile} --seed={FLAGS.seed}"
-        command += "".join(f" {_shown(FLAGS[key])}" for key in given)
+        # Neither how many are trained at a time, nor what is not wanted anyway, is needed to repeat it.
+        command += "".join(f" {_shown(FLAGS[key])}" for key in given if key != "jobs" and FLAGS[key].value is not False)
         folders = Path(FLAGS.workdir), Path(FLAGS.results)
         if FLAGS.profile == "smoke":
             benchmark.SECONDS = 0.1  # per file: no latency of this profile is published

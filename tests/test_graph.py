@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from keras import layers
 
+import tfcompress as tfc
 from tfcompress.graph import inlined, is_nested_model
 
 IMAGE = (8, 8, 3)
@@ -132,7 +133,42 @@ def test_adapted_statistics_and_seeds_come_along(rng):
     np.testing.assert_array_equal(inlined(model).predict(x, verbose=0), model.predict(x, verbose=0))
 
 
+def test_names_of_inputs_and_of_shared_layers_stay(rng):
+    inside = keras.Input(IMAGE)
+    shift = layers.Lambda(lambda x: x + 1, name="shift")
+    inner = keras.Model(inside, shift(layers.Rescaling(2.0, name="image")(inside)), name="inner")
+    inputs = keras.Input(IMAGE, name="image")
+    model = keras.Model(inputs, inner(layers.ReLU(name="shift_0")(inputs)))
+    flat = inlined(model)
+    assert [layer.name for layer in flat.layers] == ["image", "shift_0", "inner_image", "shift"]
+    assert inner.get_layer("shift") is shift
+    x = rng.random((2, *IMAGE), "float32")
+    np.testing.assert_array_equal(flat.predict(x, verbose=0), model.predict(x, verbose=0))
+
+
+def test_inputs_of_another_rank_are_taken_as_keras_takes_them(rng):
+    inner = keras.Sequential([keras.Input((8,)), layers.Dense(3)])
+    inputs = keras.Input((8, 1))
+    model = keras.Model(inputs, inner(inputs))
+    x = rng.random((2, 8, 1), "float32")
+    np.testing.assert_array_equal(inlined(model).predict(x, verbose=0), model.predict(x, verbose=0))
+
+
+def test_a_layer_that_cannot_be_copied_is_named():
+    class Scale(layers.Layer):
+        def __init__(self, factor):
+            super().__init__(name="scale")
+            self.factor = factor
+
+        def call(self, x):
+            return x * self.factor
+
+    inputs = keras.Input(IMAGE)
+    with pytest.raises(tfc.UnsupportedLayerError, match=r"'scale'.*cannot be copied.*its get_config must return"):
+        inlined(keras.Model(inputs, base("a")(Scale(2.0)(inputs))))
+
+
 def test_a_model_of_one_piece_stays_itself():
     model = base("plain")
     assert inlined(model) is model
-    assert inlined(model, layers.ReLU) is not model
+    assert inlined(model, lambda layer: isinstance(layer, layers.ReLU)) is not model

@@ -558,16 +558,15 @@ def _compress(options):
 
 
 def _load_model(path):
-    """The model of a file, models inside it taken apart: each layer has the name that all commands know it by.
+    """The model of a file.
 
     Looking for garbage among the modules and layers that come, now and at the end, would take a fifth of the time.
     """
     gc.disable()
     try:
-        from tfcompress.graph import inlined
         from tfcompress.models import load_model
 
-        return inlined(load_model(path))
+        return load_model(path)
     finally:
         gc.freeze()
         gc.enable()

@@ -65,7 +65,13 @@ def copy_operation(operation, cls=None, **changes):
         return operation
     if is_nested_model(operation):
         return clone_uncompiled(operation, clone_function=copy_operation)
-    copy = (cls or type(operation)).from_config({**config_of(operation), **changes})
+    config = {**config_of(operation), **changes}
+    try:
+        copy = (cls or type(operation)).from_config(config)
+    except TypeError as error:
+        raise UnsupportedLayerError(
+            operation, f"cannot be copied ({_reason(error)}): its get_config must return all arguments that it takes"
+        ) from error
     copy.name = operation.name  # which the configuration of a layer of one's own may lack
     return copy
 
@@ -79,10 +85,9 @@ def config_of(operation):
     try:
         config = operation.get_config()
     except (TypeError, ValueError, NotImplementedError) as error:
-        reason = str(error).partition("\n")[0]
         raise UnsupportedLayerError(
             operation,
-            f"cannot be copied ({reason}); give it functions, plain numbers and tuples, or what "
+            f"cannot be copied ({_reason(error)}); give it functions, plain numbers and tuples, or what "
             "keras.saving.register_keras_serializable has registered",
         ) from error
     for name in ("activation", "recurrent_activation"):
@@ -90,6 +95,10 @@ def config_of(operation):
         if name in config and isinstance(function, types.FunctionType) and not _means(config[name], function):
             config[name] = function
     return config
+
+
+def _reason(error):
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _means(serialized, function):
@@ -212,27 +221,28 @@ def walk(model, values, visit, enter=None):
     return _walk(model, list(model_inputs(model)), values, visit, enter, "", {})[1]
 
 
-def inlined(model, left_out=()):
+def inlined(model, is_left_out=lambda operation: False):
     """A copy of a model in one piece: the layers of the models that it calls are its own, under their own names.
 
-    Of two layers of one name, that of the inner model is called outer_inner. Of the call of a model only its inputs
+    Of two layers of one name, that of an inner model is called outer_inner. Of the call of a model only its inputs
     count: a base called with training=False, as for transfer learning, is in training when its layers are.
 
     Args:
         model: a Sequential or functional Keras model that is built.
-        left_out: classes of layers that the copy passes by.
+        is_left_out: function of a layer or operation: whether the copy passes it by.
 
     Returns:
-        The copy; the model itself where it calls none, nor has layers of these classes.
+        The copy; the model itself where it calls none, nor has layers that are left out.
 
     Raises:
         ValueError: the model is subclassed or not built.
         UnsupportedLayerError: no configuration describes a layer.
     """
     operations = [operation for operation, _ in layer_calls(model)]
-    if not any(is_nested_model(operation) or isinstance(operation, left_out) for operation in operations):
+    if not any(is_nested_model(operation) or is_left_out(operation) for operation in operations):
         return model
-    copies, taken = {}, {operation.name for operation in operations}
+    inputs = [keras.Input(batch_shape=x.shape, dtype=x.dtype, name=producer(x)[0].name) for x in model_inputs(model)]
+    copies, taken = {}, {operation.name for operation in operations} | {x.name for x in inputs}
 
     def name_of(path):
         *_, name = path.split("/")
@@ -242,16 +252,16 @@ def inlined(model, left_out=()):
 
     def visit(call):
         operation = call.operation
-        if isinstance(operation, left_out):
+        if is_left_out(operation):
             return keras.tree.flatten((call.args, call.kwargs))[:1]
         if id(operation) not in copies:
             copy = copy_operation(operation)
-            copy.name = name_of(call.name)
+            if copy is not operation:
+                copy.name = name_of(call.name)
             taken.add(copy.name)
             copies[id(operation)] = operation, copy
         return keras.tree.flatten(copies[id(operation)][1](*call.args, **call.kwargs))
 
-    inputs = [keras.Input(batch_shape=x.shape, dtype=x.dtype, name=producer(x)[0].name) for x in model_inputs(model)]
     outputs = walk(model, inputs, visit, enter=_as_taken)
     ends = [keras.tree.pack_sequence_as(end, x) for end, x in zip(_ends(model), (inputs, outputs))]
     flat = keras.Model(*ends, name=model.name)
@@ -260,10 +270,13 @@ def inlined(model, left_out=()):
 
 
 def _as_taken(model, values):
-    """Gives the inputs of a nested model the type that the model's call would give them."""
-    values[:] = [
-        value if value.dtype == x.dtype else keras.ops.cast(value, x.dtype) for x, value in zip(model.inputs, values)
-    ]
+    """Gives the inputs of a nested model the type and rank that the model's call would give them."""
+    for i, (x, value) in enumerate(zip(model.inputs, values)):
+        if len(value.shape) == len(x.shape) + 1:
+            value = keras.ops.squeeze(value, -1)
+        elif len(value.shape) == len(x.shape) - 1:
+            value = keras.ops.expand_dims(value, -1)
+        values[i] = value if value.dtype == x.dtype else keras.ops.cast(value, x.dtype)
 
 
 def _ends(model):

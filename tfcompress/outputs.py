@@ -7,7 +7,15 @@ import numpy as np
 from keras import layers
 
 from tfcompress.errors import listed
-from tfcompress.graph import copy_model, copy_operation, frozen_layers, inlined, is_nested_model, producer
+from tfcompress.graph import (
+    clone_uncompiled,
+    copy_model,
+    copy_operation,
+    frozen_layers,
+    inlined,
+    is_nested_model,
+    producer,
+)
 
 # Layers, in Keras 2 and 3, that change no value outside training.
 _MOVING = ("Reshape", "Flatten", "Dropout", "Identity")
@@ -23,10 +31,9 @@ def as_logits(model):
     """Copies a classifier without its final softmax, to be trained.
 
     All layers of the copy can be trained, those that were frozen too: pruned and int8 weights must adapt to each other.
-    Models inside the model are taken apart (`base(x)`, as in transfer learning): their layers become its own. Layers of
-    augmentation, `AUGMENTATIONS`, are left out: a student and its teacher must see the same images, and
-    `TrainingConfig` has augmentation for both. Of a classifier of two classes by one number, there are then two
-    (`two_classes`).
+    Layers of augmentation, `AUGMENTATIONS`, become `Identity`: a student and its teacher must see the same images, and
+    `TrainingConfig` has augmentation for both. One number for two classes becomes two (`two_classes`). A model inside
+    the model (`base(x)`) stays one, unless the softmax is in it.
 
     Args:
         model: a functional or Sequential Keras 3 model with one input and one output `(batch, classes)`.
@@ -38,11 +45,12 @@ def as_logits(model):
         ValueError: a model that is subclassed or not built, has several inputs or outputs, does not return one number
             per class, ends in a sigmoid, or changes the shape behind its softmax.
     """
-    copy = two_classes(model)
-    check_classifier(copy)
-    copy = inlined(copy, AUGMENTATIONS)
-    check_no_sigmoid(copy)
-    copy = copy_model(model) if copy is model else copy
+    model = two_classes(model)
+    check_classifier(model)
+    if is_nested_model(_last(model)[0]):
+        model = inlined(model)
+    check_no_sigmoid(model)
+    copy = copy_model(model, clone_function=_copy_without_augmentation)
     for layer in copy._flatten_layers():
         layer.trainable = True
     last, before, is_reshaped = _last(copy)
@@ -56,6 +64,27 @@ def as_logits(model):
     elif end == "softmax":
         copy = keras.Model(copy.inputs, before, name=model.name)
     return copy, end == "softmax"
+
+
+def is_augmentation(layer):
+    """Whether a layer changes images in training only."""
+    parts = layer.layers if isinstance(layer, layers.Pipeline) else [layer]
+    return all(isinstance(part, AUGMENTATIONS) for part in parts)
+
+
+def _copy_without_augmentation(operation):
+    if is_nested_model(operation):
+        return clone_uncompiled(operation, clone_function=_copy_without_augmentation)
+    return layers.Identity(name=operation.name) if is_augmentation(operation) else copy_operation(operation)
+
+
+def _augmentations(model):
+    """Names of the layers of augmentation, of nested models, too."""
+    for layer in model.layers:
+        if is_nested_model(layer):
+            yield from _augmentations(layer)
+        elif is_augmentation(layer):
+            yield layer.name
 
 
 def two_classes(model):
@@ -73,15 +102,16 @@ def two_classes(model):
         return model
     if tuple(model.outputs[0].shape[1:]) != (1,):
         return model
-    copy = inlined(model)
+    copy = inlined(model) if is_nested_model(_last(model)[0]) else model
     copy = copy_model(model) if copy is model else copy
     last, before, is_reshaped = _last(copy)
     end = _end(last)
     if end == "sigmoid" and not _is_fused(last):
-        last, before = _unwrapped_producer(before)
+        last, before, is_reshaped = _last_of(before)
         if _activation(last) != "linear":
             return model
-    if is_reshaped or type(last) is not layers.Dense or end not in ("sigmoid", "linear"):
+    is_alone = type(last) is layers.Dense and len(last._inbound_nodes) == 1
+    if is_reshaped or not is_alone or end not in ("sigmoid", "linear"):
         return model
     head = copy_operation(last, units=2, activation="softmax" if end == "sigmoid" else "linear")
     copy = keras.Model(copy.inputs, head(before), name=model.name)
@@ -96,7 +126,7 @@ def trainable_logits(model):
         print(f"{model.name}: its one output becomes two, of the classes 0 and 1", file=sys.stderr)
     if frozen := frozen_layers(model):
         print(f"{model.name}: {len(frozen)} frozen layers are trained, too: {listed(frozen)}", file=sys.stderr)
-    if augmenting := [layer.name for layer in model._flatten_layers() if isinstance(layer, AUGMENTATIONS)]:
+    if augmenting := list(_augmentations(model)):
         print(
             f"{model.name}: {listed(augmenting)} left out: no file needs augmentation, and the training has its own "
             "(--flip, --crop-padding, or in a recipe flip, rotation, ...)",
@@ -157,7 +187,7 @@ def check_classifier(model):
         raise ValueError(
             "A classifier that returns one number per class, (batch, classes), is expected. "
             f"Received: {model.name!r} with output shape {tuple(model.outputs[0].shape)}. Two classes are two outputs, "
-            "with a softmax, or one by a Dense(1) at the end."
+            "with a softmax, or one by a Dense(1) with nothing but a sigmoid behind it."
         )
 
 
@@ -195,7 +225,11 @@ def _last(model):
 
     Operations that change no value do not count.
     """
-    operation, before = _unwrapped_producer(model.outputs[0])
+    return _last_of(model.outputs[0])
+
+
+def _last_of(tensor):
+    operation, before = _unwrapped_producer(tensor)
     is_reshaped = False
     while type(operation).__name__ in _MOVING or (_activation(operation) == "linear" and not _is_fused(operation)):
         is_reshaped |= type(operation).__name__ in ("Reshape", "Flatten")

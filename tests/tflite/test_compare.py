@@ -10,6 +10,7 @@ import tfcompress as tfc
 from tfcompress.tflite import flatbuffer
 from tfcompress.tflite.compare import Comparison, LayerSNR
 from tfcompress.tflite.evaluate import open_interpreter
+from tfcompress.training import TrainingConfig
 
 LAYERS = ["conv1", "pool1", "conv2", "flatten", "fc1", "logits"]
 
@@ -84,7 +85,7 @@ def test_softmax_of_the_last_layer_is_not_held_against_it(small_model, small_fil
 @pytest.mark.parametrize("library", [keras, tf_keras])
 @pytest.mark.parametrize("sequential", [True, False])
 def test_a_model_inside_a_model(library, sequential, small_images, tmp_path):
-    """Its layers have rows of their own; in tf_keras, it is one layer."""
+    """Has a row for each of its layers where the other side has them, else one."""
     layers = library.layers
     inner_inputs = library.Input((12, 12, 1))
     inner_stack = [layers.Conv2D(4, 3, activation="relu", name="conv"), layers.MaxPooling2D(2, name="pool")]
@@ -96,10 +97,30 @@ def test_a_model_inside_a_model(library, sequential, small_images, tmp_path):
         inputs = library.Input((12, 12, 1))
         model = library.Model(inputs, stack[2](stack[1](stack[0](inputs))))
     file = tfc.export_tflite(model, tmp_path / "m.tflite", "float32").path
-    inside = {keras: ["conv", "pool"], tf_keras: ["inner"]}[library]
-    for other in (file, model):
+    inner, outer = ["inner", "flatten", "logits"], ["conv", "pool", "flatten", "logits"]
+    others = [(file, inner), (model, outer if library is keras else inner)]
+    if library is keras:
+        trained = tfc.quantization_aware_training(
+            model, small_images[:64], np.arange(64) % 3, TrainingConfig(epochs=1, learning_rate=1e-6)
+        )
+        others.append((tfc.export_tflite(trained, tmp_path / "q.tflite").path, outer))
+    for other, names in others:
         rows = tfc.compare(model, other, small_images[:5]).layers
-        assert [(row.name, row.snr > 100) for row in rows] == [(name, True) for name in (*inside, "flatten", "logits")]
+        assert [row.name for row in rows] == names
+        assert all(row.snr > (20 if str(other).endswith("q.tflite") else 100) for row in rows)
+
+
+def test_one_number_for_two_classes_is_compared_with_two(small_images, tmp_path):
+    layers = keras.layers
+    stack = [keras.Input((12, 12, 1)), layers.Flatten(name="flatten"), layers.Dense(1, "sigmoid", name="head")]
+    model = keras.Sequential(stack)
+    logits, _ = tfc.as_logits(model)
+    file = tfc.export_tflite(logits, tmp_path / "m.tflite", "float32", softmax=True).path
+    for a, b in ((model, file), (file, model)):
+        rows = tfc.compare(a, b, small_images[:5]).layers
+        assert [(row.name, row.snr > 100) for row in rows][-2:] == [("head", True), ("softmax", True)]
+    one = tfc.export_tflite(model, tmp_path / "one.tflite", "float32").path
+    assert tfc.compare(model, one, small_images[:5]).layers[-1].shape == (1,)
 
 
 def test_several_inputs(rng, tmp_path):

@@ -7,7 +7,7 @@ def as_classes(labels):
     """Class indices, int64 (N,), whichever way they came.
 
     Args:
-        labels: (N,) or (N, 1) integers, also as floats, or one-hot (N, classes).
+        labels: (N,) or (N, 1) integers, also as floats or booleans, or one-hot (N, classes).
 
     Raises:
         ValueError: something else.
@@ -22,7 +22,7 @@ def as_classes(labels):
         raise ValueError(f"labels must be integers (N,) or one-hot (N, classes). Received: shape {labels.shape}")
     labels = labels.reshape(-1)
     # NaN and infinity fail this, too.
-    if labels.dtype.kind not in "uif" or not (np.isfinite(labels) & (np.floor(labels) == labels)).all():
+    if labels.dtype.kind not in "buif" or not (np.isfinite(labels) & (np.floor(labels) == labels)).all():
         shown = ", ".join(map(str, labels[:3]))
         raise ValueError(f"labels must be integers. Received: {labels.dtype}, such as {shown}")
     return labels.astype(np.int64)

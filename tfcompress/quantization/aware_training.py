@@ -9,7 +9,7 @@ import tensorflow as tf
 from tfcompress.datasets.arrays import as_classes, sample
 from tfcompress.graph import inlined
 from tfcompress.keras2 import tfmot, to_tf_keras
-from tfcompress.outputs import AUGMENTATIONS, check_logits
+from tfcompress.outputs import check_logits, is_augmentation
 from tfcompress.quantization.equalize import equalize_depthwise
 from tfcompress.quantization.scheme import CUSTOM_OBJECTS, Scheme, check_supported
 from tfcompress.quantization.weight_sharing import weight_tying
@@ -36,8 +36,7 @@ def quantization_aware_training(
 
     Weights become int8 (symmetric, one scale per filter of a convolution; of depthwise ones see `equalize_depthwise`),
     activations int8 with ranges that start from up to 1,024 of the training images and follow a moving average.
-    Dropout is off. Models inside the model are taken apart, and layers of augmentation left out, as by
-    `tfcompress.as_logits`.
+    Dropout is off. Of a Keras 3 model, models inside it are taken apart, and layers of augmentation left out.
 
     Args:
         model: a Keras 3 or tf_keras model, trained. It is not changed.
@@ -115,7 +114,7 @@ def quantize_wrap(model, *, preserve_sparsity=False, input_range=(0.0, 1.0)):
         ValueError: a model that is subclassed or not built.
         UnsupportedLayerError: a layer that tf_keras does not have or that cannot be quantized.
     """
-    legacy = to_tf_keras(inlined(model, AUGMENTATIONS) if isinstance(model, keras.Model) else model)
+    legacy = to_tf_keras(inlined(model, _is_left_out) if isinstance(model, keras.Model) else model)
     check_supported(legacy)
     legacy = equalize_depthwise(legacy)
     with tfmot.quantization.keras.quantize_scope(CUSTOM_OBJECTS):
@@ -131,6 +130,10 @@ def quantize_wrap(model, *, preserve_sparsity=False, input_range=(0.0, 1.0)):
     for wrapper in _wrappers(wrapped):
         wrapper._weight_vars = [(weight, _StraightThrough(q), ranges) for weight, q, ranges in wrapper._weight_vars]
     return wrapped
+
+
+def _is_left_out(operation):
+    return isinstance(operation, keras.layers.Identity) or is_augmentation(operation)
 
 
 def calibrate(model, x, *, batch_size=128):

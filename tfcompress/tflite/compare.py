@@ -65,9 +65,10 @@ def compare(a, b, x):
     """Compares two models layer by layer, to find where a quantized or pruned one goes wrong.
 
     Layers are matched by name and left out where one side does not have them or has them in another shape. A model
-    inside a model counts as one layer. Probabilities at the end are called "softmax", whatever the layer's name. A
-    .tflite file written by `export_tflite` names the output of a fused group after its last layer: of Conv2D,
-    BatchNormalization and ReLU that became one operation, only the ReLU is compared.
+    inside a Keras 3 model is taken apart where the other side has its layers, else it counts as one; one number for two
+    classes is compared as two where the other side has two. Probabilities at the end are called "softmax", whatever the
+    layer's name. A .tflite file written by `export_tflite` names the output of a fused group after its last layer: of
+    Conv2D, BatchNormalization and ReLU that became one operation, only the ReLU is compared.
 
     Args:
         a: the reference: a Keras 3 or tf_keras model, or the path of a .tflite file.
@@ -81,7 +82,7 @@ def compare(a, b, x):
     Raises:
         ValueError: no layer has the same name and shape in both; x is empty or does not fit; a model takes integers.
     """
-    (count, layers_a), (count_b, layers_b) = _layers_of(a), _layers_of(b)
+    (count, layers_a), (count_b, layers_b) = _layers_of(_like(a, b)), _layers_of(_like(b, a))
     if count != count_b:
         raise ValueError(f"{a} and {b} must have equally many inputs. Received: {count} and {count_b}")
     arrays = as_arrays(x, count)
@@ -117,13 +118,44 @@ def _decibel(signal, noise):
     return float(10 * np.log10(signal / noise)) if signal > 0 else float("-inf")
 
 
+def _like(model, other):
+    """A Keras 3 model in the form of what it is compared with; any other model as it is."""
+    import keras
+
+    from tfcompress.graph import inlined
+    from tfcompress.outputs import two_classes
+
+    if not isinstance(model, keras.Model):
+        return model
+    names, outputs = _names_and_outputs(other)
+    flat = model
+    with contextlib.suppress(ValueError):  # a layer that cannot be copied
+        flat = inlined(model)
+    inner = {layer.name for layer in flat.layers} - {layer.name for layer in model.layers}
+    model = flat if inner & names else model
+    return two_classes(model) if outputs == 2 else model
+
+
+def _names_and_outputs(model):
+    """The names of a model's layers or a file's tensors, and how many numbers it returns."""
+    import keras
+
+    if isinstance(model, str | os.PathLike):
+        interpreter = open_interpreter(model)
+        names = {detail["name"] for detail in interpreter.get_tensor_details()}
+        return names, int(interpreter.get_output_details()[0]["shape"][-1])
+    layers = model._flatten_layers() if isinstance(model, keras.Model) else getattr(model, "layers", [])
+    outputs = getattr(model, "outputs", None)
+    return {plain_name(layer.name) for layer in layers}, outputs[0].shape[-1] if outputs else None
+
+
 def _layers_of(model):
     """The number of inputs, and a function from a list of as many arrays to {layer name: output}, in graph order."""
     return _file_layers(model) if isinstance(model, str | os.PathLike) else _keras_layers(model)
 
 
 def _keras_layers(model):
-    from tfcompress.graph import check_takes_floats, inlined
+    from tfcompress.graph import check_takes_floats
     from tfcompress.outputs import as_logits, ends_in_softmax, with_softmax
 
     check_takes_floats(model)
@@ -131,8 +163,6 @@ def _keras_layers(model):
         import tf_keras as keras
     else:
         import keras
-
-        model = inlined(model)
     if keras.__name__ == "keras" and ends_in_softmax(model):
         # As in a file: logits under the name of the last layer, then probabilities as "softmax".
         with contextlib.suppress(ValueError):  # no classifier

@@ -73,14 +73,11 @@ def export_tflite(model, path, precision="int8", calibration=None, *, softmax=Fa
             not the calibration's, or that XNNPACK, which computes int8 on phones, would refuse.
         OSError: the file cannot be written. Found before the conversion.
     """
-    from tfcompress.graph import inlined
     from tfcompress.outputs import check_logits
 
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}. Received: precision={precision!r}")
     _check_model(model)
-    if not _is_tf_keras(model):
-        model = inlined(model)  # so that the tensors of the file have the names of all layers
     if softmax:
         check_logits(model)
     quantization_aware = is_quantization_aware(model)
