@@ -47,9 +47,9 @@ def as_logits(model):
     """
     model = two_classes(model)
     check_classifier(model)
-    if is_nested_model(_last(model)[0]):
-        model = inlined(model)
     check_no_sigmoid(model)
+    if is_nested_model(_last(model)[0]) and ends_in_softmax(model):
+        model = inlined(model)
     copy = copy_model(model, clone_function=_copy_without_augmentation)
     for layer in copy._flatten_layers():
         layer.trainable = True
@@ -197,7 +197,10 @@ def check_no_sigmoid(model):
     Raises:
         ValueError: it ends in a sigmoid.
     """
-    if _end(_last(model)[0]) == "sigmoid":
+    last, *_ = _last(model)
+    if is_nested_model(last):
+        check_no_sigmoid(last)
+    if _end(last) == "sigmoid":
         raise ValueError(
             f"Model {model.name!r} ends in a sigmoid: a classifier of one label among several is expected, with "
             "softmax or logits."

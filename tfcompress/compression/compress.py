@@ -66,8 +66,8 @@ def compress(
 
     Args:
         model: a functional or Sequential Keras 3 classifier with one image input, trained. It is not changed. A final
-            softmax is removed while it trains, and put back. Frozen layers are trained, too, models inside it taken
-            apart, layers of augmentation left out, and one number for two classes becomes two (`as_logits`).
+            softmax is removed while it trains, and put back. Frozen layers are trained, too, layers of augmentation
+            are left out, and one number for two classes becomes two (`as_logits`).
         data: `tfcompress.datasets.UserData`, or (x, y): arrays of images as the model takes them, or uint8 pixels for a
             model that takes pixels / 255, and integer labels. A tenth of them is then held out.
         recipe: small, fast or safe; the path of a YAML file; or a list of steps, `[{"prune": {"ratio": 0.5}}, ...]`.
