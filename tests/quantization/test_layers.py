@@ -257,6 +257,20 @@ def merge_of_three(layer):
     return tf_keras.Model(inputs, layer([inputs, inputs, tf_keras.layers.ReLU()(inputs)]))
 
 
+def test_models_inside_a_model_are_taken_apart_in_keras_3_and_refused_in_tf_keras(rng):
+    conv = layers.Conv2D(2, 1, name="conv")
+    inner = keras.Sequential([keras.Input((6, 6, 4)), layers.RandomFlip(), conv], name="odd")
+    nested, flat = (keras.Sequential([keras.Input((6, 6, 4)), part, layers.ReLU()]) for part in (inner, conv))
+    x = rng.random((8, 6, 6, 4), "float32")
+    wrapped = [quantize_wrap(model) for model in (nested, flat)]
+    for model in wrapped:
+        calibrate(model, x)
+    np.testing.assert_array_equal(*(model.predict(x, verbose=0) for model in wrapped))
+    inner = tf_keras.Sequential([tf_keras.Input((6, 6, 4)), tf_keras.layers.Conv2D(2, 1)], name="odd")
+    with pytest.raises(UnsupportedLayerError, match=r"'odd'.*nested models cannot be quantized"):
+        quantize_wrap(tf_keras.Sequential([tf_keras.Input((6, 6, 4)), inner, tf_keras.layers.ReLU()]))
+
+
 @pytest.mark.parametrize("merge", [tf_keras.layers.Add, tf_keras.layers.Multiply])
 def test_what_would_stay_float_in_the_file_is_refused_before_the_training(merge):
     with pytest.raises(UnsupportedLayerError, match=r"'odd'.*Received: 3; make several layers"):
@@ -276,7 +290,6 @@ def test_what_would_stay_float_in_the_file_is_refused_before_the_training(merge)
         (layers.Rescaling(2.0, name="odd"), (4,)),
         (layers.Conv2D(4, 3, activation="relu6", name="odd"), (6, 6, 4)),
         (layers.Activation("softplus", name="odd"), (6, 6, 4)),
-        (keras.Sequential([keras.Input((6, 6, 4)), layers.Conv2D(2, 1)], name="odd"), (6, 6, 4)),
     ],
 )
 def test_what_cannot_be_quantized_is_named(layer, shape):
