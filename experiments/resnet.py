@@ -171,8 +171,9 @@ def run(task):
     kept = {name: filters.from_results(task, name) for name in names}
     keep(measure.record_so_far)
     untrained = [name for name in names if not kept[name]]
-    for pruning in [pruning for pruning in map(parse, untrained) if pruning.widths == "sensitive"][:1]:
-        _budget(task, unpruned, split, pruning)  # measures the layers, before several processes would
+    sensitive = [pruning for pruning in map(parse, untrained) if pruning.widths == "sensitive"]
+    if sensitive and config.jobs > 1:
+        _budget(task, unpruned, split, sensitive[0])  # measures the layers, before several processes would
     filters.train_side_by_side(task, untrained, filters.to_quantize(config, names[:1]))
     for name in names:
         keep(measure.record_so_far)
