@@ -40,10 +40,15 @@ def test_names_of_variants():
 
 def test_default_variants_compare_on_cifar10_only():
     names = default_variants(Config(model="vgg16"))
-    assert names[:3] == ("diversity-a", "diversity-b", "l1-b") and names[-1] == "diversity-beyond"
+    assert names[:4] == ("diversity-a-cutmix-long", "diversity-b-cutmix-long", "diversity-b", "l1-b")
+    assert names[-1] == "diversity-beyond-cutmix-long"
+    names = default_variants(Config(model="vgg16", dataset="cifar100"))
+    assert names == ("diversity-a-cutmix-long", "diversity-b-cutmix-long")
     assert default_variants(Config(model="resnet20", dataset="cifar100")) == ("diversity-a", "diversity-b")
-    for name in names:
-        parse(name, Config(model="vgg16"))
+    for dataset in ("cifar10", "cifar100"):
+        config = Config(model="vgg16", dataset=dataset)
+        for name in default_variants(config):
+            parse(name, config)
 
 
 @pytest.mark.parametrize(
