@@ -102,8 +102,7 @@ def two_classes(model):
         return model
     if tuple(model.outputs[0].shape[1:]) != (1,):
         return model
-    copy = inlined(model) if is_nested_model(_last(model)[0]) else model
-    copy = copy_model(model) if copy is model else copy
+    copy = inlined(model) if is_nested_model(_last(model)[0]) else copy_model(model)
     last, before, is_reshaped = _last(copy)
     end = _end(last)
     if end == "sigmoid" and not _is_fused(last):
